@@ -62,7 +62,7 @@ def randomize(model: Any) -> Any:
 def torch_contender(
     load: Callable[[], nn.Module], pixel_values: torch.Tensor, channels_last: bool = False
 ) -> Contender:
-    """A module in evaluation mode, on the device and in the dtype of the images."""
+    """Return a module in evaluation mode, on the device and in the dtype of the images."""
     model = load().eval().to(pixel_values.device, pixel_values.dtype)
     for parameter in model.parameters():  # memory-mapped ones would count as memory of the first call
         parameter.data = parameter.data.clone()

@@ -57,7 +57,7 @@ class Setup:
 
 
 def build(setup: Setup, head: str, seed: int) -> Any:
-    """A model with the encoder and a head with random weights."""
+    """Return a model with the encoder and a head with random weights."""
     torch.manual_seed(seed)
     kind = BackboneWithObjectHead if head in OBJECT_HEADS else BackboneForSemanticSegmentation
     names = {index: f"class {index}" for index in range(CLASSES)}
@@ -65,7 +65,7 @@ def build(setup: Setup, head: str, seed: int) -> Any:
 
 
 def compute_features(setup: Setup, folder: Path, mirrored: bool, limit: int | None) -> list[Sample]:
-    """The feature maps of all images of a split, and of their mirror images."""
+    """Compute the feature maps of all images of a split, and of their mirror images."""
     model = build(setup, "query", 0)  # reads all maps of any encoder
     processor = AutoImageProcessor.from_pretrained(setup.encoder, do_resize=False)
     samples = []
@@ -83,7 +83,7 @@ def compute_features(setup: Setup, folder: Path, mirrored: bool, limit: int | No
 
 
 def run(model: Any, setup: Setup, samples: Sequence[Sample], **labels: torch.Tensor) -> Any:
-    """The output of a model whose encoder is replaced by feature maps."""
+    """Run a model whose encoder is replaced by feature maps."""
     maps = [torch.stack([sample.maps[stage] for sample in samples]).float() for stage in model.backbone.out_features]
     model.feature_maps = lambda *_, **__: (BaseModelOutput(), maps)
     return model(pixel_values=torch.empty(len(samples), 3, *setup.size), **labels)
@@ -115,7 +115,7 @@ def train(setup: Setup, head: str, seed: int, rate: float, samples: Sequence[Sam
 
 @torch.no_grad()
 def evaluate(model: Any, setup: Setup, samples: Sequence[Sample]) -> float:
-    """The mean IoU."""
+    """Compute the mean IoU."""
     matrix = ConfusionMatrix(CLASSES, IGNORED)
     for sample in samples:
         logits = run(model, setup, [sample]).logits

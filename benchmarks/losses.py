@@ -61,12 +61,12 @@ def draw_inputs(case: Case, images: int, device: str, dtype: torch.dtype) -> tup
 
 
 def ours(case: Case) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The recipe's loss."""
+    """Return the recipe's loss."""
     return LossSum.from_recipe({case.loss: None}, "segmentation", case.classes, IGNORE)
 
 
 def plain(case: Case) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The same loss on all resized logits."""
+    """Compute the same loss on all resized logits."""
     criterion = {"cross_entropy": cross_entropy, "focal": focal, "dice": dice, "lovasz": lovasz}[case.loss]
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -117,13 +117,13 @@ def build_contender(
 
 
 def difference(gradient: torch.Tensor, expected: torch.Tensor) -> float:
-    """The distance of two gradients' directions; 0 for parallel ones."""
+    """Return the distance of two gradients' directions; 0 for parallel ones."""
     directions = [nn.functional.normalize(tensor.double().flatten(), dim=0) for tensor in (gradient, expected)]
     return float((directions[0] - directions[1]).norm())
 
 
 def row(case: Case, images: int, rounds: int, device: str, dtype: torch.dtype) -> list[str]:
-    """One line of the table."""
+    """Return one line of the table."""
     implementations = {"ours": partial(build_contender, ours), "plain": partial(build_contender, plain)}
     builders = {who: partial(build, case, images, device, dtype) for who, build in implementations.items()}
     memory = {who: peak_memory(builder, device) for who, builder in builders.items()}

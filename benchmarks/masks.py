@@ -85,7 +85,7 @@ def outputs_of_queries() -> Any:
 
 
 def decode(outputs: Any) -> torch.Tensor:
-    """The map of segments of our processor, which counts them from 1."""
+    """Return the map of segments of our processor, which counts them from 1."""
     (result,) = UniversalSegmentationImageProcessor().post_process_panoptic_segmentation(
         outputs, threshold=0.8, label_ids_to_fuse=set(), target_sizes=[DECODED]
     )
@@ -93,7 +93,7 @@ def decode(outputs: Any) -> torch.Tensor:
 
 
 def decode_theirs(outputs: Any) -> torch.Tensor:
-    """The map of segments of transformers' processor, which counts them from 0; the model's input has the same size."""
+    """Return the map of segments of transformers' processor, which counts them from 0."""
     size = {"shortest_edge": DECODED[0], "longest_edge": DECODED[1]}
     (result,) = EomtImageProcessor().post_process_panoptic_segmentation(outputs, [DECODED], threshold=0.8, size=size)
     return result["segmentation"] + 1

@@ -80,7 +80,7 @@ def peak_rss() -> int:
 
 @torch.inference_mode()
 def product_rate(device: str, dtype: torch.dtype) -> float:
-    """The highest rate of matrix products in GMAC/s, by torch's matmul or 1x1 convolution."""
+    """Measure the highest rate of matrix products in GMAC/s, of matmul and 1x1 convolutions."""
     side = 2048 if device == "cpu" else 8192
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     column = left.view(1, 1, side, side).permute(0, 3, 1, 2)

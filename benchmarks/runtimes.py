@@ -102,7 +102,7 @@ def to_transformers(weights: Path, folder: Path) -> None:
 def programs(
     folder: Path, variant: str, classes: int, size: tuple[int, int], runtime: str, selected: Sequence[str]
 ) -> dict[str, Path]:
-    """The files of the selected programs by name, exported if necessary."""
+    """Return the files of the selected programs by name, exported if necessary."""
     place, exporter = folder / f"{variant}_{classes}", RUNTIMES[runtime].exporter
     weights = make_once(place / "weights", lambda path: save_ours(path, variant, classes))
     write = partial(write_ours, weights=weights, forms=exporter.forms)
@@ -142,7 +142,7 @@ def write_their_eomt(path: Path, folder: Path, size: tuple[int, int]) -> None:
 
 
 def eomt_programs(folder: Path, runtime: str) -> dict[str, Path]:
-    """The files of the programs of EoMT by name, exported if necessary."""
+    """Return the files of the programs of EoMT by name, exported if necessary."""
     place, size, forms = folder / "eomt", (EOMT_SIZE, EOMT_SIZE), RUNTIMES[runtime].exporter.forms
     weights = make_once(place / "weights", save_eomt)
     files = {

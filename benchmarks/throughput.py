@@ -93,7 +93,7 @@ def write_photos(folder: Path, images: int, found: Sequence[Path]) -> None:
 
 
 def write_model(folder: Path) -> str:
-    """A SegFormer-B0 with 150 classes and random weights, in transformers' format, which its pipeline loads too."""
+    """Save a SegFormer-B0 with 150 classes and random weights in transformers' format."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
     torch.manual_seed(0)
@@ -104,12 +104,12 @@ def write_model(folder: Path) -> str:
 
 
 def share(setup: Setup, process: int, processes: int) -> list[Path]:
-    """The photos of one process."""
+    """Return the photos of one process."""
     return sorted(Path(setup.photos).glob("*.jpg"))[process::processes]
 
 
 def run_model(setup: Setup, process: int, processes: int, batch: int) -> Cost:
-    """The model and its label maps on tensors in memory."""
+    """Build the function of the model and its label maps on tensors in memory."""
     segmenter = Segmenter.from_pretrained(setup.model, setup.device)
     prepared = [segmenter.prepare(path) for path in share(setup, process, processes)]
     segmenter.label_maps(prepared[:batch])
@@ -189,7 +189,7 @@ def begin(barrier: Any, results: Any, work: Work, setup: Setup, process: int) ->
 
 
 def measure(work: Work, setup: Setup) -> Cost:
-    """The cost of some processes that begin together, until the last one has finished."""
+    """Return the cost of some processes that begin together, until the last one has finished."""
     context = get_context("spawn")
     barrier, started = context.Barrier(work.processes), []
     for process in range(work.processes):

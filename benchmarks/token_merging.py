@@ -52,7 +52,7 @@ def scores(segmenter: Segmenter, shares: list[float], data: list[tuple[torch.Ten
 
 
 def segment(segmenter: Segmenter, share: float, image: torch.Tensor) -> torch.Tensor:
-    """The label map of an image, with a fraction of its tokens merged."""
+    """Compute the label map of an image, with a fraction of its tokens merged."""
     return set_share(segmenter, share).label_map(image)
 
 

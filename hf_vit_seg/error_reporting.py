@@ -118,7 +118,7 @@ def is_quiet() -> bool:
 
 
 def is_json() -> bool:
-    """Whether the command prints JSON."""
+    """Return whether the command prints JSON."""
     return json_stream.get() is not None
 
 

@@ -14,7 +14,7 @@ CALLS: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "model"}
 
 
 def on_gpu(work: Callable[..., Any], seconds: Callable[..., int]) -> Callable[..., Any]:
-    """The same work with a GPU of ZeroGPU around it, for `seconds` of the same arguments; elsewhere the work itself.
+    """Wrap a function so that it runs on a GPU of ZeroGPU for `seconds` of its arguments; elsewhere return it as it is.
 
     Arguments and results are pickled there, and of errors only gradio's own keep their words.
     """
@@ -22,12 +22,12 @@ def on_gpu(work: Callable[..., Any], seconds: Callable[..., int]) -> Callable[..
 
 
 def zero_gpu() -> bool:
-    """Whether this is a Space on ZeroGPU, where models have to be loaded before the first call."""
+    """Return whether this is a Space on ZeroGPU, where models have to be loaded before the first call."""
     return on_spaces() and bool(import_module("spaces.config").Config.zero_gpu)
 
 
 def on_spaces() -> bool:
-    """Whether the package `spaces` is installed; a folder of that name, such as this repository's, is none."""
+    """Return whether the package `spaces` is installed; a folder of that name does not count."""
     found = find_spec("spaces")
     return found is not None and found.origin is not None
 

@@ -50,7 +50,7 @@ API_HINT = "For use from a program, see the API link below."
 
 
 def build(catalogue: Catalogue) -> GuardedPage:
-    """The page for some models."""
+    """Build the page for some models."""
     with GuardedPage(
         title="hf_vit_seg", analytics_enabled=False, delete_cache=(SECONDS_KEPT, SECONDS_KEPT), fill_width=True
     ) as page:

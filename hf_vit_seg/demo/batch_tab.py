@@ -95,7 +95,7 @@ def outcome(catalogue: Catalogue, title: str, protocol: Protocol, job: Job, left
 
 
 def summary(result: Segmentation) -> str:
-    """The most frequent classes, in a line."""
+    """Return the most frequent classes, in a line."""
     counts = result.counts()
     named = [f"{count.name} {percent(count.share)}" for count in counts[:MAX_CLASSES]]
     more = len(counts) - len(named)

@@ -16,7 +16,7 @@ Refusal = tuple[int, str]  # HTTP status and message
 
 
 def is_call(path: str) -> bool:
-    """Whether requests to a path call a function of the page."""
+    """Return whether requests to a path call a function of the page."""
     return CALL.fullmatch(path) is not None
 
 
@@ -36,7 +36,7 @@ def call_refusal(page: gr.Blocks, path: str, body: bytes) -> Refusal | None:
 
 
 def unknown_function(page: gr.Blocks, call: dict[str, Any], name: str | None) -> Refusal | None:
-    """A refusal unless the page has the function of a call, which has a name or an index.
+    """Return an error response unless the page has the function of a call, given by name or index.
 
     Events that only the browser handles, such as a button that cancels a call, have no function.
     """
@@ -51,7 +51,7 @@ def unknown_function(page: gr.Blocks, call: dict[str, Any], name: str | None) ->
 
 
 def wrong_arguments(page: gr.Blocks, call: dict[str, Any], name: str) -> Refusal | None:
-    """A refusal unless a call gives the function's arguments by their names."""
+    """Return an error response unless a call names the arguments of the function."""
     parameters = page.get_api_info()["named_endpoints"][f"/{name}"]["parameters"]
     names = {each["parameter_name"] for each in parameters}
     missing = {each["parameter_name"] for each in parameters if not each.get("parameter_has_default")} - call.keys()
@@ -63,7 +63,7 @@ def wrong_arguments(page: gr.Blocks, call: dict[str, Any], name: str) -> Refusal
 
 
 def json_type(value: Any) -> str:
-    """The JSON type of a value."""
+    """Return the JSON type of a value."""
     types = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return types.get(type(value), "a number")
 

@@ -138,7 +138,7 @@ class Catalogue:
                 del self.entries[title]
 
     def load(self, title: str) -> Any:
-        """A model, ready to be called. ModelError when it cannot be loaded after all."""
+        """Return a model that is ready to be called. Raises ModelError if it cannot be loaded."""
         if self.keep_all:  # loaded at the start; the processes of ZeroGPU have no use for a lock of this one
             return self.cached_model(title)
         with self.loading:
@@ -149,11 +149,11 @@ class Catalogue:
         return self.run_on_device(title, *inputs, pixels=pixels)
 
     def titles(self, task: str) -> list[str]:
-        """What the models of a task are called."""
+        """Return the names of the models of a task."""
         return [title for title, entry in self.entries.items() if entry.task == task]
 
     def describe(self, title: str) -> ModelFacts:
-        """The class of a model, how many classes it has, and its license and card."""
+        """Return the class of a model, how many classes it has, and its license and card."""
         entry, segmenter = self.entries[title], self.load(title)
         count = len(segmenter.names)
         facts = [type(segmenter.model).__name__, f"{count} classes" if count > 1 else "1 class"]
@@ -178,7 +178,7 @@ class Catalogue:
             raise ModelError(str(error).replace(entry.place, title)) from error
 
     def run_model(self, title: str, *inputs: Any, pixels: int = 0) -> Any:
-        """The output of a model; segmenters have a protocol as input, and a prepared image or pixels.
+        """Return the output of a model; segmenters have a protocol as input, and a prepared image or pixels.
 
         `pixels` is how many it sees where that depends on them. Several images are segmented at the same time, and
         their forward passes alternate. TimeLimitError when others keep the processor busy for too long.
@@ -207,7 +207,7 @@ class Catalogue:
         return segmenter.segment_pixels(pixels, shown)
 
     def limit_time(self, forward: Callable[[torch.Tensor], Any]) -> Any:
-        """A forward pass that is computed in turn with those of other images.
+        """Wrap a forward pass so that images of several visitors take turns.
 
         TimeLimitError before a window if the ones before it have taken too long.
         """
@@ -227,19 +227,19 @@ class Catalogue:
 
 
 def seconds(title: str, *inputs: Any, pixels: int = 0) -> int:
-    """How long a GPU of ZeroGPU is asked for, for the same arguments as `Catalogue.run_model`."""
+    """Return the seconds to request of ZeroGPU, for the same arguments as `Catalogue.run_model`."""
     return SECONDS + math.ceil(pixels / 1e6 * SECONDS_PER_MILLION)
 
 
 def entry_of(name: str) -> Entry:
-    """A model by its name. ModelError when there is none, or it has no head."""
+    """Load a model by its name. Raises ModelError if it does not exist or has no head."""
     if name == NUCLEI:
         return Entry(str(files("hf_vit_seg.nuclei") / "model"), (NUCLEI,), "segmentation")
     return Entry(name, parts_of(name), task_of_model(name))
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """A Hub id or the path of a file or directory, in parts.
+    """Return a Hub id or the path of a file or directory, in parts.
 
     In a Space, the id of the Space replaces its folder, whose name is always `app`.
     """
@@ -253,7 +253,7 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 
 def titles_of(names: Sequence[tuple[str, ...]]) -> list[str]:
-    """What models are called: the last two parts of their names, and more where others end alike."""
+    """Return short names of models: the last two parts of their names, or more where these are equal."""
 
     def alone(name: tuple[str, ...], length: int) -> bool:
         return sum(other[-length:] == name[-length:] for other in names) == 1
@@ -263,7 +263,7 @@ def titles_of(names: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def default_models() -> list[str]:
-    """Those that the environment names, and the built-in one."""
+    """Return the examples that the environment names, and the built-in one."""
     return [*filter(None, re.split(r"[,\s]+", os.environ.get(ENVIRONMENT, ""))), NUCLEI]
 
 

@@ -64,7 +64,7 @@ def protocol_of(view: str, window: float, flip: bool = False, *, objects: bool =
 
 
 def windows(side: int, flip: bool = False, *, objects: bool = False) -> Protocol:
-    """A protocol with square windows.
+    """Return a protocol with square windows.
 
     They are blended with Gaussian weights to avoid visible borders, except for objects, which are joined.
     """
@@ -72,7 +72,7 @@ def windows(side: int, flip: bool = False, *, objects: bool = False) -> Protocol
 
 
 def pixels_seen(protocol: Protocol, prepared: PreparedImage) -> int:
-    """The number of pixels that the model processes, with overlaps of windows and flips."""
+    """Return the number of pixels that the model processes, with overlaps of windows and flips."""
     height, width = prepared.pixel_values.shape[-2:]
     grid = protocol.grid((height, width))
     once = height * width if grid is None else len(grid) * grid.window[0] * grid.window[1]

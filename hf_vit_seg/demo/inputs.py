@@ -25,18 +25,18 @@ class InputError(HfVitSegError):
 
 
 def file_payload(value: Any) -> dict[str, Any]:
-    """An uploaded file as gradio passes it on, and nothing else of what came with it, such as an address."""
+    """Return the payload of an uploaded file with the fields of gradio only, and without an address."""
     path = resolve_upload(value)
     return {"path": str(path), "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}
 
 
 def photo(component: gr.Image, value: Any) -> dict[str, Any] | None:
-    """One uploaded file or none."""
+    """Validate an uploaded file, or none."""
     return None if value is None else file_payload(value)
 
 
 def files(component: gr.File, value: Any) -> list[dict[str, Any]] | None:
-    """A list of uploaded files or none."""
+    """Validate a list of uploaded files, or none."""
     if value is None:
         return None
     if not isinstance(value, list) or len(value) > MAX_FILES:
@@ -46,7 +46,7 @@ def files(component: gr.File, value: Any) -> list[dict[str, Any]] | None:
 
 
 def choice(component: gr.Dropdown | gr.Radio, value: Any) -> str:
-    """One of the choices on offer."""
+    """Validate one of the offered choices."""
     offered = [known for _, known in component.choices]
     if not isinstance(value, str) or value not in offered:
         raise InputError(f"{component.label}: expected one of {', '.join(map(str, offered))}")
@@ -54,7 +54,7 @@ def choice(component: gr.Dropdown | gr.Radio, value: Any) -> str:
 
 
 def number(component: gr.Slider, value: Any) -> float:
-    """A number in the slider's range."""
+    """Validate a number in the slider's range."""
     low, high = component.minimum, component.maximum
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise InputError(f"{component.label}: expected a number from {low} to {high}, found {shorten(value)}")
@@ -69,7 +69,7 @@ def switch(component: gr.Checkbox, value: Any) -> bool:
 
 
 def text(component: gr.Textbox, value: Any) -> str:
-    """A short text."""
+    """Validate a short text."""
     if value is not None and (not isinstance(value, str) or len(value) > MAX_TEXT_LENGTH):
         raise InputError(f"{component.label}: expected a text of at most {MAX_TEXT_LENGTH} characters")
     return value or ""

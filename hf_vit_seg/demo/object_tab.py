@@ -32,7 +32,7 @@ class ObjectTab(ImageTab[FoundSegments]):
         return find_objects_in_file(self.catalogue, model, protocol_of(view, window, objects=True), image)
 
     def view(self, found: SegmentedFile[FoundSegments], about: ModelFacts) -> dict[str, Any]:
-        """The objects."""
+        """Create the view of objects."""
         return view_of_objects(found.result, found.stem, found.caption, about)
 
     def rows(self, found: SegmentedFile[FoundSegments]) -> list[list[Any]]:

@@ -55,12 +55,12 @@ class PoseTab:
 
 
 def rows_of(names: list[str], keypoints: torch.Tensor) -> list[list[Any]]:
-    """The table of keypoints (K, 3)."""
+    """Return the table of keypoints (K, 3)."""
     return [[name, *(round(value, 3) for value in row)] for name, row in zip(names, keypoints.tolist(), strict=True)]
 
 
 def box_of(text: str, height: int, width: int) -> Box | None:
-    """A box as it was typed. ValueError for what is none, or lies outside an image of `height` and `width` pixels."""
+    """Parse a typed box. Raises ValueError if it is not a box inside an image of `height` and `width` pixels."""
     if not text.strip():
         return None
     try:
@@ -80,7 +80,7 @@ def box_of(text: str, height: int, width: int) -> Box | None:
 
 
 def draw_pose(photo: Image.Image, keypoints: torch.Tensor, skeleton: Skeleton) -> Image.Image:
-    """A photo with the skeleton of keypoints (K, 3): x, y, score."""
+    """Draw the skeleton of keypoints (K, 3), as x, y, score, on a photo."""
     size = display_size(photo.size, MAX_SIDE, enlarge=True)
     person = np.asarray(keypoints, dtype=float)[None]
     scale = (size[0] / photo.width, size[1] / photo.height)

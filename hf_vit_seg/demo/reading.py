@@ -49,14 +49,14 @@ class ReadingProcess:
         self.answer()  # that it is ready, so that its start does not count for an image
 
     def answer(self) -> dict[str, Any]:
-        """The header of an answer. EOFError when the process has ended."""
+        """Read the header of an answer. Raises EOFError if the process has ended."""
         line = self.answers.readline()
         if not line.endswith(b"\n"):
             raise EOFError
         return json.loads(line)
 
     def pixels(self, answer: dict[str, Any]) -> torch.Tensor:
-        """The pixels that follow a header. EOFError when the process ends before."""
+        """Read the pixels that follow a header. Raises EOFError if the process ends before."""
         pixels = np.empty(answer["shape"], np.dtype(answer["dtype"]))
         view = pixels.reshape(-1).view(np.uint8).data
         while len(view):
@@ -129,7 +129,7 @@ class Readers:
             self.idle.put(process)
 
     def read(self, path: Path, bands: int) -> torch.Tensor:
-        """An image file as pixels (C, H, W) with C = `bands`, within the demo's limits of size, memory and time.
+        """Read an image file as pixels (C, H, W) with C = `bands`, within the demo's limits of size, memory and time.
 
         ImageFileError or TimeLimitError in one sentence.
         """

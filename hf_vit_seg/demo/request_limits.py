@@ -154,7 +154,7 @@ class LimitedBody:
         self.end = time.monotonic() + SECONDS_RECEIVING
 
     async def receive(self) -> Message:
-        """The next part. BodyTooLargeError or TooSlowError beyond the limits."""
+        """Return the next part. Raises BodyTooLargeError or TooSlowError beyond the limits."""
         if self.has_ended:
             return await self.unlimited()  # waits for the visitor to disconnect
         message = await receive_in_time(self.unlimited, self.end)
@@ -167,19 +167,19 @@ class LimitedBody:
         return message
 
     async def read(self) -> bytes:
-        """The whole body."""
+        """Return the whole body."""
         parts = []
         while not self.has_ended:
             parts.append((await self.receive()).get("body", b""))
         return b"".join(parts)
 
     def rest(self, error: Exception) -> Any:
-        """What receives the rest of the body after an error; nothing follows a body that has ended or stalled."""
+        """Return the function that receives the rest of the body after an error."""
         return ended if self.has_ended or isinstance(error, TooSlowError) else self.unlimited
 
 
 async def receive_in_time(receive: Any, end: float) -> Message:
-    """The next part of a body. TooSlowError when it does not come, or the time for the whole body is over."""
+    """Return the next part of a body. Raises TooSlowError if it, or the whole body, takes too long."""
     seconds = min(SECONDS_WITHOUT_DATA, end - time.monotonic())
     try:
         return await asyncio.wait_for(receive(), max(seconds, 0))
@@ -193,7 +193,7 @@ async def ended() -> Message:
 
 
 def answer_to(error: Exception, max_bytes: int) -> tuple[int, str]:
-    """The status and the sentence for a request that failed before it was answered."""
+    """Return the status and the message for a request that failed before it was answered."""
     if isinstance(error, TooSlowError):
         return 408, "the data came too slowly: send them again"
     if isinstance(error, FolderFullError):
@@ -205,7 +205,7 @@ def answer_to(error: Exception, max_bytes: int) -> tuple[int, str]:
 
 
 def content_length(scope: Message) -> int | None:
-    """The size that a request states, if any."""
+    """Return the size that a request states, if any."""
     values = [value for name, value in scope["headers"] if name.lower() == b"content-length"]
     return int(values[0]) if values and values[0].isdigit() else None
 

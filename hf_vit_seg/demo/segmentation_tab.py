@@ -123,19 +123,19 @@ class ImageTab(Generic[Result]):
         )
 
     def function(self) -> Callable[..., Any]:
-        """The function for API clients."""
+        """Register the function for API clients."""
         raise NotImplementedError
 
     def process(self, image: Path, *choices: Any) -> SegmentedFile[Result]:
-        """The result of an uploaded image."""
+        """Process an uploaded image."""
         raise NotImplementedError
 
     def view(self, found: SegmentedFile[Result], about: ModelFacts) -> dict[str, Any]:
-        """What the browser shows of a result."""
+        """Return the view of a result."""
         raise NotImplementedError
 
     def rows(self, found: SegmentedFile[Result]) -> list[list[Any]]:
-        """The table for API clients."""
+        """Return the table for API clients."""
         raise NotImplementedError
 
     def save(self, found: SegmentedFile[Result], folder: Path) -> list[Path]:
@@ -143,7 +143,7 @@ class ImageTab(Generic[Result]):
         raise NotImplementedError
 
     def answer(self, image: str | None, *choices: Any) -> tuple[Any, ...]:
-        """The table and the files of an image, for API clients."""
+        """Return the table and the files of an image, for API clients."""
         if image is None:
             raise gr.Error("no image was uploaded", print_exception=False)
         with report_failures(Path(image)):
@@ -189,7 +189,7 @@ class ImageTab(Generic[Result]):
         return view, *(gr.update(value=str(path), interactive=True) for path in files)
 
     def no_result(self, error: str | None = None) -> tuple[Any, ...]:
-        """An empty view, or one with an error, and disabled downloads."""
+        """Return an empty view, or one with an error, and disabled downloads."""
         disabled = [gr.update(value=None, interactive=False)] * len(self.downloads)
         return None if error is None else failed_view(error), *disabled
 
@@ -212,11 +212,11 @@ class SegmentationTab(ImageTab[Segmentation]):
         return segment_file(self.catalogue, model, protocol_of(*settings), image)
 
     def view(self, found: SegmentedFile[Segmentation], about: ModelFacts) -> dict[str, Any]:
-        """The classes of the pixels."""
+        """Create the view of a label map."""
         return view_of(found.result, found.stem, found.caption, about)
 
     def rows(self, found: SegmentedFile[Segmentation]) -> list[list[Any]]:
-        """The area of each class, the most frequent class first."""
+        """Return the area of each class, the most frequent class first."""
         return [[count.name, count.pixels, round(100 * count.share, 3)] for count in found.result.counts()]
 
     def save(self, found: SegmentedFile[Segmentation], folder: Path) -> list[Path]:

@@ -31,7 +31,7 @@ VIEW = files("hf_vit_seg.demo") / "view"
 
 
 def segmentation_view() -> gr.HTML:
-    """A component that shows what `view_of` returns.
+    """Create a component that shows what `view_of` returns.
 
     It is a function, not a subclass: gradio writes a file beside each module that derives from its components.
     """
@@ -40,7 +40,7 @@ def segmentation_view() -> gr.HTML:
 
 
 def view_of(result: Segmentation, name: str, caption: str, about: ModelFacts) -> dict[str, Any]:
-    """What the browser draws: `photo` and `rows` as data URLs of pictures (h, w), `classes` row by row, and texts."""
+    """Return the view that the browser draws: `photo` and `rows` as data URLs of images (h, w), `classes` and texts."""
     size, scene = scene_of(result.image, name, caption, about)
     rows, classes = legend_rows(result)
     small = rows[nearest_labels(result.label_map, size)]
@@ -52,7 +52,7 @@ def view_of(result: Segmentation, name: str, caption: str, about: ModelFacts) ->
 
 
 def view_of_objects(result: FoundSegments, name: str, caption: str, about: ModelFacts) -> dict[str, Any]:
-    """What the browser draws of objects: in addition to the entries of `view_of`, each object's row, texts and color.
+    """Return the view of objects: the entries of `view_of`, and the row, texts and color of each object.
 
     The values of the map `rows` are numbers of objects from 1, 0 for none, with the low byte in red.
     """
@@ -80,7 +80,7 @@ def view_of_objects(result: FoundSegments, name: str, caption: str, about: Model
 def scene_of(
     image: Image.Image | None, name: str, caption: str, about: ModelFacts
 ) -> tuple[tuple[int, int], dict[str, Any]]:
-    """The (width, height) of the shown picture, and the entries of a view that all results have."""
+    """Return the (width, height) of the shown picture, and the entries of a view that all results have."""
     if image is None:
         raise HfVitSegError("There is no picture to lay colors over: the input was no RGB or gray image")
     size = display_size(image.size, MAX_SIDE, enlarge=True)
@@ -89,12 +89,12 @@ def scene_of(
 
 
 def failed_view(message: str) -> dict[str, Any]:
-    """What the browser shows instead of a result: why there is none, and what to do."""
+    """Return the view of an error: what failed, and what to do."""
     return {"error": message[:1].upper() + message[1:]}
 
 
 def legend_rows(result: Segmentation) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Each class's row in the legend, (K,) uint8, and the rows, the most frequent class first."""
+    """Return each class's row in the legend, (K,) uint8, and the rows, the most frequent class first."""
     counts = result.counts()
     rows = np.full(len(result.names), MAX_ROWS - 1, np.uint8)
     single = counts if len(counts) <= MAX_ROWS else counts[: MAX_ROWS - 1]
@@ -112,7 +112,7 @@ def legend_rows(result: Segmentation) -> tuple[np.ndarray, list[dict[str, Any]]]
 
 
 def object_rows(result: FoundSegments) -> list[dict[str, Any]]:
-    """The rows of the legend: classes by their number of objects, then stuff, with their areas."""
+    """Return the rows of the legend: classes by their number of objects, then stuff, with their areas."""
     entries = []
     for row in class_rows(result):
         stuff = row["id"] in result.stuff

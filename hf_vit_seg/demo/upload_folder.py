@@ -50,14 +50,14 @@ def private_folder() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):  # a file or a broken link, see below
         folder.mkdir(mode=0o700, exist_ok=True)
-    if not is_private(folder):
+    if not make_private(folder):
         folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}_"))
     os.environ[VARIABLE] = str(folder.resolve())
     return folder.resolve()
 
 
-def is_private(folder: Path) -> bool:
-    """Whether a folder is a real one of this user; its permissions are then set so that no other user can read it."""
+def make_private(folder: Path) -> bool:
+    """Make a folder of this user unreadable for others; return false for links and folders of other users."""
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
         return False
@@ -66,7 +66,7 @@ def is_private(folder: Path) -> bool:
 
 
 def entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """All that lies below a folder with its status, what a folder holds before it; links are not followed."""
+    """Yield everything below a folder with its status, contents before their folder; links are not followed."""
     for parent, folders, names in os.walk(folder, topdown=False):
         for name in [*names, *folders]:
             path = Path(parent, name)
@@ -77,7 +77,7 @@ def entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def bytes_used(folder: Path) -> int:
-    """The size of all files below a folder."""
+    """Return the size of all files below a folder."""
     return sum(status.st_size for _, status in entries(folder) if stat.S_ISREG(status.st_mode))
 
 
@@ -115,7 +115,7 @@ def sweep_regularly(folder: Path, kept: Callable[[], Iterable[str]], stop: threa
 
 
 def fresh_folder() -> Path:
-    """A new folder for results among gradio's files. FolderFullError when they have reached their limit."""
+    """Create a folder for results among gradio's files. Raises FolderFullError if they have reached their limit."""
     uploads = Path(get_upload_folder())
     if bytes_used(uploads) >= MAX_BYTES:
         raise FolderFullError

@@ -33,7 +33,7 @@ class ForeignFileError(HfVitSegError):
 
 
 def resolve_upload(payload: Any) -> Path:
-    """The file of a payload that gradio's client made of an upload: {"path": ...}.
+    """Return the file of a payload that gradio's client made of an upload: {"path": ...}.
 
     ForeignFileError for everything but a regular file in one of the subfolders of the upload folder, whose names cannot
     be guessed. Nothing outside the upload folder is looked at.
@@ -57,7 +57,7 @@ def resolve_upload(payload: Any) -> Path:
 
 
 def photo_input(label: str, height: int) -> gr.Image:
-    """An image from a file, the clipboard or a camera, which functions get as the path of the file as it was sent.
+    """Create an input for an image from a file, the clipboard or a camera; functions get the path of the file.
 
     gradio would decode it, and fail without a message where it is broken; reading it is our own work.
     """
@@ -75,22 +75,22 @@ def files_input(label: str) -> gr.File:
 
 
 def paths_of(payload: Any) -> list[str] | None:
-    """The paths of gradio's files."""
+    """Return the paths of gradio's files."""
     return None if payload is None else [file.path for file in payload]
 
 
 def model_choice(titles: list[str]) -> gr.Dropdown:
-    """The dropdown of a tab's models; the first is selected."""
+    """Return the dropdown of a tab's models; the first is selected."""
     return gr.Dropdown(titles, value=titles[0], label="Model", interactive=True)
 
 
 def failure_text(error: Exception) -> str:
-    """The message for a visitor after an unexpected exception."""
+    """Return the message for a visitor after an unexpected exception."""
     return f"the server failed ({type(error).__name__}); its log has the details: try another image or model"
 
 
 def error_message(error: Exception, path: Path | None = None) -> str:
-    """The message of an error, without paths of the server and advice for the command line.
+    """Return the message of an error, without paths of the server and advice for the command line.
 
     Unexpected exceptions are logged with their traceback.
     """

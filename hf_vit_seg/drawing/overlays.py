@@ -90,7 +90,7 @@ def nearest_labels(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def color_labels(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
-    """The colors (K, 3) of labels (H, W); PIL maps labels of 8 bits in half the time of numpy."""
+    """Return the colors (K, 3) of labels (H, W); PIL maps labels of 8 bits in half the time of numpy."""
     if labels.dtype != np.uint8 or len(palette) > 256:
         return Image.fromarray(np.take(palette, labels, axis=0))
     picture = Image.fromarray(labels)
@@ -178,7 +178,7 @@ def paste_text(
 
 @lru_cache(maxsize=2048)  # rendering takes most of the time of an overlay, and legends repeat names and shares
 def text_mask(text: str, font: Font, anchor: str, down: float) -> tuple[Image.Image, tuple[int, int]]:
-    """The coverage of text as a gray image, and where its corner lies relative to the anchor's, raised by `down`."""
+    """Return the coverage of text as a gray image, and the offset of its corner from the anchor, moved by `down`."""
     left, top, right, bottom = font.getbbox(text, anchor=anchor)
     left, top = floor(left) - 1, floor(top) - 1
     mask = Image.new("L", (ceil(right) - left + 2, ceil(bottom) - top + 2 + ceil(down)))

@@ -99,7 +99,7 @@ def displayed_path(path: Path) -> str:
 
 
 def is_written(card: str) -> bool:
-    """Whether a user has written the card: it is neither this package's nor transformers' empty template."""
+    """Return whether a user has written the card, and neither this package nor the template of transformers."""
     form = ModelCard.from_template(ModelCardData()).text
     return MARK not in card and card.count(UNFILLED) < form.count(UNFILLED)
 
@@ -129,7 +129,7 @@ def card_data(model: ModelDirectory, repo_id: str, options: CardOptions = CardOp
 
 
 def is_written_by_user(model: ModelDirectory) -> bool:
-    """Whether the directory has a card that a user has written."""
+    """Return whether the directory has a card that a user has written."""
     return (model.path / CARD).is_file() and is_written(read_text(model.path / CARD))
 
 
@@ -231,12 +231,12 @@ def label_rows(model: ModelDirectory) -> Iterator[list[str]]:
 
 
 def label_column(model: ModelDirectory) -> str:
-    """The title of the third column of the labels."""
+    """Return the title of the third column of the labels."""
     return "in a flipped image" if HEADS[model.auto_class].tag == "keypoint-detection" else "color"
 
 
 def is_binary(model: ModelDirectory) -> bool:
-    """Whether a segmentation model has a single output, for foreground and background."""
+    """Return whether a segmentation model has a single output, for foreground and background."""
     return HEADS[model.auto_class].tag == "image-segmentation" and model.config.num_labels == 1
 
 

@@ -92,7 +92,7 @@ def push_files(files: list[Path], target: Target) -> str:
 
 
 def dataset_card(files: list[Path], repo: str) -> str:
-    """The card of a dataset of predictions."""
+    """Return the card of a dataset of predictions."""
     import pyarrow.parquet
 
     about = read_about(files[0])
@@ -114,7 +114,7 @@ def dataset_card(files: list[Path], repo: str) -> str:
 
 
 def read_about(file: Path) -> dict[str, Any]:
-    """The model, class names and palette in the metadata of a Parquet file. Raises PushError."""
+    """Return the model, class names and palette in the metadata of a Parquet file. Raises PushError."""
     import pyarrow.parquet
 
     try:

@@ -137,7 +137,7 @@ def set_variables(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def has_private(value: str) -> bool:
-    """Whether a value may have a path or a name: only numbers and short words have neither."""
+    """Return whether a value may contain a path or a name: anything but numbers and short words."""
     return is_local_path(value) or re.fullmatch(r"[\w.,:+-]{0,40}", value) is None or "/" in value
 
 

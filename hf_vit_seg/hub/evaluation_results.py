@@ -54,7 +54,7 @@ def eval_results_files(model: ModelDirectory) -> dict[str, bytes]:
 
 
 def is_held_out(report: MetricsReport, recipe: Recipe | None) -> bool:
-    """Whether a report is on a complete split of its dataset that was not used for training."""
+    """Return whether a report is on a complete split of its dataset that was not used for training."""
     split = report.dataset_split or ""
     if report.split == "train" or not re.fullmatch(r"\w+", split):  # `train[80%:]` is a part
         return False

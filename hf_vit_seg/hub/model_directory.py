@@ -183,7 +183,7 @@ class ModelDirectory:
         return {"AutoImageProcessor": copied} if copied else {}
 
     def is_copied(self, kind: type) -> bool:
-        """Whether the file of a class is part of the code."""
+        """Return whether the file of a class is part of the code."""
         return file_of(kind).name in {path.name for path in self.code}
 
     @cached_property

@@ -39,12 +39,12 @@ def check_private(content: Content, message: str | None, directory: Path | None 
 
 
 def sentence(path: str, line: int, title: str) -> str:
-    """What was found where; a token itself is not repeated."""
+    """Describe the finding and its location; a token itself is not repeated."""
     return f"{path}, line {line}, contains {title}, which would be published: remove it there, and push again"
 
 
 def readable_part(path: str, file: Path | bytes) -> bytes:
-    """A file's bytes, of safetensors those of its header."""
+    """Return the bytes of a file; for safetensors, only its header."""
     if isinstance(file, bytes):
         return file
     if not path.endswith(WEIGHTS):
@@ -54,7 +54,7 @@ def readable_part(path: str, file: Path | bytes) -> bytes:
 
 
 def private_patterns(directory: Path | None) -> dict[str, re.Pattern[bytes]]:
-    """What must not be published, by what it is called in a message."""
+    """Return patterns of text that must not be published, by their name in messages."""
     patterns = {f"the value of {name}": any_of(spellings(value)) for name, value in secrets().items()}
     patterns["an access token of the Hub"] = HUB_TOKEN
     for folder in private_folders(directory):
@@ -67,7 +67,7 @@ def private_patterns(directory: Path | None) -> dict[str, re.Pattern[bytes]]:
 
 
 def host_name() -> str | None:
-    """The name of this machine; None for a short or plain word, such as `gpu` or `localhost`, that text may contain.
+    """Return the name of this machine, or None for a common word such as `gpu` or `localhost`.
 
     The user's name is not looked for outside paths: it is often that of the account on the Hub, or of an author.
     """
@@ -83,7 +83,7 @@ def secrets() -> Mapping[str, str]:
 
 
 def private_folders(directory: Path | None) -> Iterator[str]:
-    """The home directory, and the directories of the model and the process unless they are shared."""
+    """Yield the home directory, and the directories of the model and the process unless they are shared."""
     home = Path.home()
     yield from {str(path) for path in (home, home.resolve()) if len(path.parts) > 1}
     others = [Path.cwd(), *([] if directory is None else [directory, directory.resolve()])]
@@ -91,12 +91,12 @@ def private_folders(directory: Path | None) -> Iterator[str]:
 
 
 def spellings(text: str) -> set[str]:
-    """A text as it may be written in plain text, JSON, YAML and URLs."""
+    """Return a text as it may be written in plain text, JSON, YAML and URLs."""
     return {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], quote(text)}
 
 
 def any_of(texts: set[str]) -> re.Pattern[bytes]:
-    """A pattern of any of these texts."""
+    """Return a pattern of any of these texts."""
     return re.compile(b"(?:" + b"|".join(re.escape(text.encode()) for text in sorted(texts)) + b")")
 
 

@@ -194,7 +194,7 @@ def publishable_json(path: Path) -> Path | bytes:
 
 
 def is_replaced(path: str) -> bool:
-    """Whether a path in a repository may have been written by an earlier push."""
+    """Return whether a path in a repository may have been written by an earlier push."""
     if "/" in path:
         return fnmatch(path, SCORES)
     return path in code_names() or any(fnmatch(path, each) for each in WRITTEN)

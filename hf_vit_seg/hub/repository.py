@@ -105,7 +105,7 @@ def hub_errors(repo_id: str, uploaded: bool = False) -> Iterator[None]:
 
 
 def is_lost_answer(error: Exception) -> bool:
-    """Whether the Hub received a request but its result is unknown."""
+    """Return whether the Hub received a request but its result is unknown."""
     response = getattr(error, "response", None)
     return isinstance(error, HTTPError) and (response is None or response.status_code >= 500)
 

@@ -101,7 +101,7 @@ def model_files(directory: ModelDirectory | None, repo_id: str) -> dict[str, Pat
 
 
 def is_replaced(path: str) -> bool:
-    """Whether a path in a Space belongs to the package, its metadata or the local model."""
+    """Return whether a path in a Space belongs to the package, its metadata or the local model."""
     return any(fnmatch(path, each) for each in (f"{PACKAGE}/*", f"{PACKAGE}-*.dist-info/*", f"{MODEL}/*"))
 
 

@@ -27,7 +27,7 @@ INSTANCES = "{root}/gtFine/{split}/{{stem}}_gtFine_instanceIds.png"
 
 @cache
 def label_set() -> Mapping[str, Any]:
-    """The names, label ids and things of the 19 classes that are evaluated."""
+    """Return the names, label ids and things of the 19 classes that are evaluated."""
     return json.loads((files("hf_vit_seg.configs") / "labels" / "cityscapes.json").read_text(encoding="utf-8"))
 
 

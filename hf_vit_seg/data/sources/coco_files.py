@@ -59,7 +59,7 @@ class CocoCategory:
     skeleton: Any = None
 
     def bones(self) -> tuple[tuple[int, int], ...]:
-        """The bones as pairs of keypoint indices from 0; entries that are no pairs of its keypoints are left out."""
+        """Return the bones as pairs of keypoint indices from 0; entries that are not pairs of keypoints are left out."""
         numbers = range(1, len(self.keypoints or ()) + 1)
         entries = self.skeleton if isinstance(self.skeleton, list) else []
         pairs = [entry for entry in entries if isinstance(entry, list) and len(entry) == 2]
@@ -101,7 +101,7 @@ class CocoFile:
         raise SourceError(f"{self.title} has no category '{name}'; it has {known}")
 
     def file(self, image: CocoImage) -> Path:
-        """The path of an image."""
+        """Return the path of an image."""
         return self.folder / image.file_name
 
     def read(self, image: CocoImage, channels: int) -> Any:

@@ -184,17 +184,17 @@ class CocoKeypoints:
         return RawSample(self.name(index), self.coco.read(self.image(index), self.channels), person, notes)
 
     def image(self, index: int) -> CocoImage:
-        """The image of a person."""
+        """Return the image of a person."""
         return self.coco.images[self.group(index)]
 
     def person(self, index: int) -> Person:
-        """A person's box, clipped to the image, and keypoints, in pixels of the image."""
+        """Return a person's box, clipped to the image, and keypoints, in pixels of the image."""
         image, row = self.image(index), int(self.samples[index])
         x, y, width, height = clip_boxes(self.people.boxes[[row]], np.array([[image.width, image.height]]))[0].tolist()
         return replace(self.annotation(row), box=(x, y, width, height))
 
     def annotation(self, row: int) -> Person:
-        """An annotated person with its box as in the file."""
+        """Return an annotated person with its box as in the file."""
         people = self.people
         x, y, width, height = people.boxes[row].tolist()
         return Person(
@@ -207,7 +207,7 @@ class CocoKeypoints:
         )
 
     def labeled_persons(self, images: Iterable[int]) -> list[Person]:
-        """All annotated persons of images (ids) for the evaluation of predictions, keypoints in float64.
+        """Return all annotated persons of images (ids) for the evaluation of predictions, keypoints in float64.
 
         Boxes are not clipped. Persons with fewer labeled keypoints than the source requires are without keypoints.
         """
@@ -220,14 +220,14 @@ class CocoKeypoints:
         return persons
 
     def name(self, index: int) -> str:
-        """The image's file name and the annotation's id."""
+        """Return the image's file name and the annotation's id."""
         return f"{self.image(index).file_name}#{self.people.ids[self.samples[index]]}"
 
     def files(self, index: int) -> tuple[Path, ...]:
         return (self.coco.file(self.image(index)),)
 
     def group(self, index: int) -> int:
-        """The image id: people of one image stay in one split."""
+        """Return the image id: people of one image stay in one split."""
         return int(self.people.images[self.samples[index]])
 
 

@@ -78,7 +78,7 @@ def group_by_image(annotations: Sequence[CocoAnnotation]) -> dict[Id, list[CocoA
 
 
 def polygon_coordinates(annotations: Iterable[CocoAnnotation]) -> Iterator[Sequence[Any]]:
-    """The coordinates of each polygon."""
+    """Yield the coordinates of each polygon."""
     for annotation in annotations:
         parts = annotation.segmentation if isinstance(annotation.segmentation, list) else []
         yield from (part for part in parts if isinstance(part, list))
@@ -150,7 +150,7 @@ class CocoMasks:
             raise SourceError(f"{where} is not a valid polygon list or RLE ({error})") from None
 
     def name(self, index: int) -> str:
-        """The image's file name in the annotations."""
+        """Return the image's file name in the annotations."""
         return self.images[index].file_name
 
     def files(self, index: int) -> tuple[Path, ...]:
@@ -161,7 +161,7 @@ class CocoMasks:
 
 
 def drawn_pixels(outlines: Sequence[Outline]) -> Iterator[tuple[Outline, np.ndarray]]:
-    """The annotations in the order in which they are drawn, later ones on top, and their pixels (H, W) bool."""
+    """Yield the annotations in drawing order, later ones on top, and their pixels (H, W) bool."""
     from pycocotools import mask as drawing
 
     for outline in sorted(outlines, key=lambda each: (bool(each.annotation.iscrowd), -each.area)):

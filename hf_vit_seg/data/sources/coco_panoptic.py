@@ -214,19 +214,19 @@ class CocoPanoptic:
         return segments, (ABSENT,) if len(ids) < len(rows) else ()
 
     def is_stuff(self, segment: PanopticSegment) -> bool:
-        """Whether a segment is of a class without single objects."""
+        """Return whether the class of a segment has no single objects."""
         return self.class_names[self.values[segment.category_id]] not in self.things
 
     def name(self, index: int) -> str:
-        """The image's file name in the annotations."""
+        """Return the image's file name in the annotations."""
         return self.images[index].file_name
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The image and the PNG file."""
+        """Return the image and the PNG file."""
         return (self.image_folder / self.images[index].file_name, self.mask_folder / self.masks[index])
 
     def group(self, index: int) -> str:
-        """The image's file name: samples are independent."""
+        """Return the image's file name: samples are independent."""
         return self.name(index)
 
 

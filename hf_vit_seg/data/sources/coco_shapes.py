@@ -58,7 +58,7 @@ def finite_numbers(values: Sequence[Any], what: str) -> np.ndarray:
 
 
 def is_finite(value: float) -> bool:
-    """Whether a number is finite as a float; integers may be too large for one."""
+    """Return whether a number is finite as a float; integers may be too large for one."""
     try:
         return math.isfinite(value)
     except OverflowError:
@@ -100,12 +100,12 @@ def check_pixel_units(coordinates: Iterable[Sequence[Any]], title: str) -> None:
 
 
 def outline_length(points: np.ndarray) -> float:
-    """The number of pixels along a closed polygon (N, 2)."""
+    """Return the number of pixels along a closed polygon (N, 2)."""
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 def run_lengths(shape: Mapping[str, Any], height: int, width: int) -> list[int]:
-    """The uncompressed counts of an RLE. Raises SourceError unless they cover the image exactly."""
+    """Return the uncompressed counts of an RLE. Raises SourceError unless they cover the image exactly."""
     size, counts = shape.get("size"), shape.get("counts")
     if not isinstance(size, list | tuple) or list(size) != [height, width]:
         raise SourceError(f"its RLE has the size {size}, but its image has {[height, width]}")

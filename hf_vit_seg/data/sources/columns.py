@@ -76,7 +76,7 @@ class ColumnsSource(SourceRecord):
         return HubDataset(self.title, kept, self.image_column, columns[0], names, channels)
 
     def target_columns(self, task: str, data: Any) -> tuple[str, ...]:
-        """The columns of the targets, for segments with that of the class maps. Raises SourceError."""
+        """Return the columns of the targets; for segments, also of the class maps. Raises SourceError."""
         if task == "classification":
             return (self.label_column,)
         if task == "segmentation":
@@ -107,7 +107,7 @@ class ColumnsSource(SourceRecord):
             )
 
     def infer_mask_column(self, data: Any) -> str:
-        """The only image column besides `image_column`."""
+        """Return the only image column besides `image_column`."""
         others = [c for c, kind in data.features.items() if holds_files(kind) and c != self.image_column]
         if len(others) != 1:
             raise SourceError(
@@ -130,7 +130,7 @@ def disable_decoding(data: Any, columns: Sequence[str]) -> Any:
 
 
 def holds_files(feature: Any) -> bool:
-    """Whether a column has encoded images: of the feature Image, bytes, or bytes or a path by key."""
+    """Return whether a column has encoded images: of the feature Image, bytes, or bytes or a path by key."""
     import datasets
 
     if isinstance(feature, dict):
@@ -140,7 +140,7 @@ def holds_files(feature: Any) -> bool:
 
 
 def holds_pixels(feature: Any) -> bool:
-    """Whether a column has encoded images, or arrays of numbers."""
+    """Return whether a column has encoded images, or arrays of numbers."""
     import datasets
 
     # List and LargeList are new in datasets 4 and 3.
@@ -150,7 +150,7 @@ def holds_pixels(feature: Any) -> bool:
 
 
 def target_kind(feature: Any) -> str:
-    """The Python type of a label column: `int`, `str`, or another dtype; empty for arrays."""
+    """Return the Python type of a label column: `int`, `str`, or another dtype; empty for arrays."""
     import datasets
 
     if not isinstance(feature, (datasets.Value, datasets.ClassLabel)):
@@ -160,17 +160,17 @@ def target_kind(feature: Any) -> str:
 
 
 def label_feature(feature: Any) -> Any:
-    """The feature of a label, or of each label of a list."""
+    """Return the feature of a label, or of each label of a list."""
     return feature.feature if is_label_list(feature) else feature
 
 
 def is_label_list(feature: Any) -> bool:
-    """Whether a column has lists of labels: class labels, strings, or integers."""
+    """Return whether a column has lists of labels: class labels, strings, or integers."""
     return target_kind(getattr(feature, "feature", None)) in ("int", "str")
 
 
 def label_names(data: Any, column: str) -> tuple[str, ...] | None:
-    """The class names: those of the dataset, or the distinct strings in alphabetical order; None for integers."""
+    """Return the class names of the dataset, or its distinct strings in alphabetical order; None for integers."""
     feature = label_feature(data.features[column])
     if getattr(feature, "names", None):
         return tuple(map(normalize_name, feature.names))
@@ -223,14 +223,14 @@ class HubDataset:
         return array_pixels(image, self.channels, name, MAX_PIXELS)
 
     def indices(self, labels: Sequence[int | str]) -> tuple[int, ...]:
-        """The class indices of an image's labels, integers or names."""
+        """Return the class indices of an image's labels, integers or names."""
         names = self.class_names or ()
         return tuple(
             sorted({names.index(normalize_name(label)) if isinstance(label, str) else label for label in labels})
         )
 
     def cell(self, row: dict[str, Any], column: str, name: str) -> Any:
-        """The encoded file in a cell, or the array of a numeric column."""
+        """Return the encoded file in a cell, or the array of a numeric column."""
         value, feature = row[column], self.data.features[column]
         if value is None:
             raise ImageFileError(f"{name}: the column '{column}' is empty")
@@ -245,13 +245,13 @@ class HubDataset:
         return Path(value["path"])
 
     def encoded_files(self, index: int) -> tuple[File, ...]:
-        """The image and the mask that are stored as encoded files."""
+        """Return the image and the mask that are stored as encoded files."""
         row, name = self.data[index], self.name(index)
         columns = [c for c in (self.image, self.target) if isinstance(row[c], dict | bytes)]
         return tuple(self.cell(row, column, name) for column in columns)
 
     def name(self, index: int) -> str:
-        """The dataset's name and the row number."""
+        """Return the dataset's name and the row number."""
         return f"{self.title} row {index}"
 
     def files(self, index: int) -> tuple[Path, ...]:
@@ -259,7 +259,7 @@ class HubDataset:
         return ()
 
     def group(self, index: int) -> int:
-        """The row number: rows are independent."""
+        """Return the row number: rows are independent."""
         return index
 
 
@@ -280,7 +280,7 @@ class SegmentsDataset(HubDataset):
 
 
 def mask_of_cell(cell: Any, name: str) -> torch.Tensor:
-    """The mask in a cell, an encoded file or an array."""
+    """Return the mask in a cell, an encoded file or an array."""
     return read_mask(cell) if is_file(cell) else array_mask(move_channels_first(cell, (1, 3, 4), name), name)
 
 
@@ -293,7 +293,7 @@ def to_array(value: Any, dtype: str | None, name: str) -> np.ndarray:
 
 
 def is_file(cell: Any) -> bool:
-    """Whether a cell is an encoded file (else an array)."""
+    """Return whether a cell is an encoded file (else an array)."""
     return isinstance(cell, File)
 
 

@@ -42,24 +42,24 @@ class FileSource:
         )
 
     def name(self, index: int) -> str:
-        """The image's path relative to its folder."""
+        """Return the image's path relative to its folder."""
         return self.images[index]
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The image, and the mask if there is one; without those at addresses."""
+        """Return the image, and the mask if there is one; files at addresses are left out."""
         return tuple(place for place in self.places(index) if isinstance(place, Path))
 
     def encoded_files(self, index: int) -> tuple[File, ...]:
-        """The same with those at addresses, which are read."""
+        """Return the same files, and also those at addresses, which are read."""
         return tuple(map(file_at, self.places(index)))
 
     def places(self, index: int) -> list[Path | str]:
-        """The paths or addresses of the image and its mask."""
+        """Return the paths or addresses of the image and its mask."""
         target, image = self.targets[index], locate(self.image_folder, self.images[index])
         return [image, locate(self.mask_folder, target)] if isinstance(target, str) else [image]
 
     def group(self, index: int) -> str:
-        """The image's path: samples are independent."""
+        """Return the image's path: samples are independent."""
         return self.images[index]
 
 

@@ -80,7 +80,7 @@ class FoldersSource(SourceRecord):
         )
 
     def target_kinds(self, task: str) -> dict[str, str]:
-        """The folders or templates of the targets, `masks` and `instances`. Raises SourceError."""
+        """Return the folders or templates of the targets, `masks` and `instances`. Raises SourceError."""
         if task == "segmentation":
             if self.masks is None or self.instances is not None or self.label_divisor is not None:
                 raise SourceError("folders requires masks, without instances and label_divisor, for segmentation")
@@ -129,14 +129,14 @@ def read_stems(path: Path, *folders: dict[str, str]) -> list[str]:
 
 
 def find_stem(word: str, known: Container[str]) -> str:
-    """The stem of a line: the line itself, with other separators, or without its suffix."""
+    """Return the stem of a line, with `/` as separator and without a suffix."""
     portable = word.replace("\\", "/")
     candidates = (word, portable, portable.rpartition(".")[0])
     return next((stem for stem in candidates if stem in known), word)
 
 
 def template_folder(place: str, what: str) -> Path | str:
-    """The folder of a template's fixed part, or `place` itself if it is a folder; an address as a string."""
+    """Return the folder of a template's fixed part, or `place` itself if it is a folder; an address as a string."""
     if {"{", "}"} & set(place.replace(STEM, "", 1)):
         raise SourceError(f"{what}: {place}: a template must have {STEM} once and no other braces")
     fixed, stem, _ = place.partition(STEM)
@@ -166,7 +166,7 @@ def find_stems(place: str, folder: Path | str, skip: Collection[Path | str]) -> 
 
 
 def list_files(folder: Path | str, suffixes: frozenset[str], skip: Collection[Path | str] = ()) -> Iterable[str]:
-    """The files below a folder or an address with one of these suffixes, relative to it. Raises SourceError."""
+    """Return the files below a folder or an address with one of these suffixes, relative to it. Raises SourceError."""
     if isinstance(folder, Path):
         local = [each for each in skip if isinstance(each, Path)]
         return (path.as_posix() for path in files_below(folder, suffixes, local))
@@ -210,14 +210,14 @@ class ClassFoldersSource(SourceRecord):
 
 
 def folder_classes(root: Path) -> dict[str, list[str]]:
-    """The images of each class folder, relative to it."""
+    """Return the images of each class folder, relative to it."""
     folders = sorted(path for path in existing_folder(root, "root").iterdir() if path.is_dir())
     visible = [folder for folder in folders if not folder.name.startswith(".")]
     return {folder.name: [p.as_posix() for p in files_below(folder, readable_suffixes())] for folder in visible}
 
 
 def address_classes(root: str) -> dict[str, list[str]]:
-    """The images of each class folder at an address, relative to it."""
+    """Return the images of each class folder at an address, relative to it."""
     found: dict[str, list[str]] = {}
     for path in list_files(root, readable_suffixes()):
         folder, inside, name = path.partition("/")

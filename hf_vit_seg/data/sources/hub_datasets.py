@@ -21,7 +21,7 @@ SAVED = (("dataset_dict.json",), ("state.json", "dataset_info.json"))  # files o
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether a folder was written by `save_to_disk` of the library `datasets`."""
+    """Return whether a folder was written by `save_to_disk` of the library `datasets`."""
     return any(all((folder / name).is_file() for name in names) for names in SAVED)
 
 
@@ -48,11 +48,11 @@ class HuggingFaceSource(ColumnsSource):
         return self.name
 
     def hub_id(self) -> str | None:
-        """The dataset's Hub id; None for a local folder."""
+        """Return the dataset's Hub id; None for a local folder."""
         return None if is_local_path(self.name) or Path(self.name).exists() else self.name
 
     def hub_split(self) -> str | None:
-        """The split on the Hub; None for a local folder."""
+        """Return the split on the Hub; None for a local folder."""
         return None if self.hub_id() is None else self.split
 
     def load(self) -> Any:

@@ -31,7 +31,7 @@ def number_values(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def majority_classes(ids: torch.Tensor, count: int, classes: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """The most frequent class (count,) of each object, and whether an object has several.
+    """Return the most frequent class (count,) of each object, and whether an object has several.
 
     `ids` and `classes` are maps (H, W); of equally frequent classes, the lowest value is used.
     """
@@ -90,7 +90,7 @@ def read_segments(
 def join_segments(
     values: torch.Tensor, classes: torch.Tensor | None, divisor: int | None, file: object
 ) -> tuple[RawSegments, tuple[str, ...]]:
-    """The segments of an instance map (H, W) and, if given, a class map (H, W); also notes on them.
+    """Return the segments of an instance map (H, W) and, if given, a class map (H, W); also notes on them.
 
     With a `divisor`, the values of the instance map include the class (see `segments_of_codes`). `file` names the
     instance map in messages. Raises ImageFileError.
@@ -144,25 +144,25 @@ class InstanceMaps:
         return read_segments(instances, *class_map, divisor=self.divisor)
 
     def name(self, index: int) -> str:
-        """The image's path relative to its folder."""
+        """Return the image's path relative to its folder."""
         return self.images[index]
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The image, the class map if there is one, and the instance map; without those at addresses."""
+        """Return the image, the class map if there is one, and the instance map; files at addresses are left out."""
         return tuple(place for place in self.places(index) if isinstance(place, Path))
 
     def encoded_files(self, index: int) -> tuple[File, ...]:
-        """The same with those at addresses, which are read."""
+        """Return the same files, and also those at addresses, which are read."""
         return tuple(map(file_at, self.places(index)))
 
     def places(self, index: int) -> list[Path | str]:
-        """The paths or addresses of the image, the class map if there is one, and the instance map."""
+        """Return the paths or addresses of the image, the class map if there is one, and the instance map."""
         maps = [] if self.class_folder is None else [locate(self.class_folder, self.class_maps[index])]
         image = locate(self.image_folder, self.images[index])
         return [image, *maps, locate(self.instance_folder, self.instances[index])]
 
     def group(self, index: int) -> str:
-        """The image's path: samples are independent."""
+        """Return the image's path: samples are independent."""
         return self.images[index]
 
 

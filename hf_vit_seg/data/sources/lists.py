@@ -71,13 +71,13 @@ class ListSource(SourceRecord):
         return FileSource(root, images, root, labels, names, channels)
 
     def find_root(self) -> Path | str:
-        """The folder or address that paths are relative to. Raises SourceError."""
+        """Return the folder or address that paths are relative to. Raises SourceError."""
         if self.root is not None:
             return self.root if isinstance(self.root, str) else existing_folder(self.root, "root")
         return self.file.rpartition("/")[0] if isinstance(self.file, str) else existing_file(self.file, "file").parent
 
     def read_text(self) -> str:
-        """The content of the file. Raises SourceError."""
+        """Return the content of the file. Raises SourceError."""
         name = str(self.file)
         try:
             data = (

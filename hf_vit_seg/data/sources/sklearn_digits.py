@@ -60,7 +60,7 @@ class Digits:
         return RawSample(self.name(index), image, int(self.labels[index]))
 
     def name(self, index: int) -> str:
-        """The image's index in scikit-learn's dataset."""
+        """Return the image's index in scikit-learn's dataset."""
         return f"digit {self.places[index]}"
 
     def files(self, index: int) -> tuple[Path, ...]:

@@ -22,7 +22,7 @@ Place = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
 def parse_location(value: Any) -> Any:
-    """An address as it is, or a local path with `~` expanded."""
+    """Return an address as it is, or a local path with `~` expanded."""
     return value if not isinstance(value, str) or is_address(value) else local_path(value)
 
 
@@ -49,15 +49,15 @@ class Source(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """The unique name of a sample, without reading it."""
+        """Return the unique name of a sample, without reading it."""
         ...
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The files of a sample, the image first; empty if it is not stored in separate files."""
+        """Return the files of a sample, the image first; empty if it is not stored in separate files."""
         ...
 
     def group(self, index: int) -> str | int:
-        """The group of a sample, which is never divided between splits: a person's image, else the sample's name."""
+        """Return the group of a sample, such as the image of a person; groups are not divided between splits."""
         ...
 
 
@@ -71,11 +71,11 @@ class SourceRecord(Record):
         raise NotImplementedError
 
     def hub_id(self) -> str | None:
-        """The Hub id of the dataset; None if it is not on the Hub."""
+        """Return the Hub id of the dataset; None if it is not on the Hub."""
         return None
 
     def hub_split(self) -> str | None:
-        """The split of the dataset on the Hub."""
+        """Return the split of the dataset on the Hub."""
         return None
 
 
@@ -106,7 +106,7 @@ def format_path_error(path: Path, what: str, reason: str) -> str:
 
 
 def portable_path(folder: Path | str, text: str) -> str:
-    """The path of a file in a folder as it is on this disk: lists may be written on another system.
+    """Return the path of a listed file in a folder; lists may have been written on another system.
 
     If there is no such file, backslashes are tried as separators, and both Unicode forms of accented letters. A file
     that is not found keeps its name. At addresses, only the separators are replaced.

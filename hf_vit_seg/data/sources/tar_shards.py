@@ -97,7 +97,7 @@ class WebDatasetSource(SourceRecord):
         )
 
     def extensions(self, task: str) -> dict[str, tuple[str, ...]]:
-        """The extensions of each kind of members that a task reads."""
+        """Return the extensions of each kind of members that a task reads."""
         others = sorted(suffix.removeprefix(".") for suffix in readable_suffixes())
         image = split_extensions(self.image) if self.image else (*IMAGES, *(s for s in others if s not in IMAGES))
         target = {"segmentation": "mask", "classification": "label"}.get(task, "instance")
@@ -132,7 +132,7 @@ def describe_unpaired(
 
 
 def split_extensions(text: str) -> tuple[str, ...]:
-    """The extensions in a setting, lower-case and without a leading dot."""
+    """Return the extensions in a setting, lower-case and without a leading dot."""
     return tuple(part.strip().removeprefix(".").lower() for part in text.split(";") if part.strip())
 
 
@@ -144,7 +144,7 @@ def expand_braces(text: str) -> Iterator[str]:
 
 
 def brace_choices(text: str) -> Iterator[str]:
-    """The texts that a brace stands for."""
+    """Yield the texts that a brace stands for."""
     if not (match := RANGE.fullmatch(text)):
         yield from text.split(",")
         return
@@ -154,7 +154,7 @@ def brace_choices(text: str) -> Iterator[str]:
 
 
 def find_tar_files(urls: Sequence[str]) -> list[str]:
-    """The tar files of paths, addresses and patterns, each once. Raises SourceError."""
+    """Return the tar files of paths, addresses and patterns, each once. Raises SourceError."""
     found: dict[str, None] = {}
     for given in (text for url in urls for text in expand_braces(url)):
         matches = match_address(given) if is_address(given) else match_path(given)
@@ -165,13 +165,13 @@ def find_tar_files(urls: Sequence[str]) -> list[str]:
 
 
 def match_path(given: str) -> list[str]:
-    """The local files of a path or pattern, sorted."""
+    """Return the local files of a path or pattern, sorted."""
     path = os.fspath(local_path(given))
     return [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob(path, recursive=True)))
 
 
 def match_address(given: str) -> list[str]:
-    """The files at an address or pattern, sorted. Raises SourceError."""
+    """Return the files at an address or pattern, sorted. Raises SourceError."""
     if not has_magic(given):
         return [given]
     try:
@@ -184,7 +184,7 @@ def match_address(given: str) -> list[str]:
 
 
 def list_samples(path: str, extensions: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Member]]:
-    """The members of each sample of a tar file, by kind. Raises SourceError."""
+    """Return the members of each sample of a tar file, by kind. Raises SourceError."""
     ranks = {kind: {each: rank for rank, each in enumerate(known)} for kind, known in extensions.items()}
     labels = ranks.get("label", {})
     found: dict[str, dict[str, Member]] = {}
@@ -209,13 +209,13 @@ def list_samples(path: str, extensions: Mapping[str, Sequence[str]]) -> dict[str
 
 
 def extension_of(name: str) -> str:
-    """The lower-case extension of a member; empty for one that is skipped."""
+    """Return the lower-case extension of a member; empty for one that is skipped."""
     match = MEMBER.fullmatch(name)
     return match["extension"].lower() if match else ""
 
 
 def read_label(member: Member, path: str) -> str:
-    """The label in a member. Raises SourceError."""
+    """Return the label in a member. Raises SourceError."""
     try:
         return member.data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
@@ -266,11 +266,11 @@ class TarSource:
         return ImageBytes(name, read_range(path, offset, size, name))
 
     def encoded_files(self, index: int) -> tuple[File, ...]:
-        """The image, and the mask or the instance map."""
+        """Return the image, and the mask or the instance map."""
         return tuple(self.file(kind, index) for kind in self.members)
 
     def name(self, index: int) -> str:
-        """The name of the tar file, with its folders if it is not unique, and the key of the sample."""
+        """Return the name of the tar file, with its folders if it is not unique, and the key of the sample."""
         return f"{self.titles[self.tars[index]]}: {self.keys[index]}"
 
     @cached_property
@@ -284,7 +284,7 @@ class TarSource:
         return ()
 
     def group(self, index: int) -> str:
-        """The sample's name: samples are independent."""
+        """Return the sample's name: samples are independent."""
         return self.name(index)
 
 

@@ -30,17 +30,17 @@ class ConnectionLost(HfVitSegError):
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is an fsspec address such as `s3://bucket/photos`, and not a local path."""
+    """Return whether a text is an fsspec address such as `s3://bucket/photos`."""
     return "://" in text and not text.startswith(LOCAL)
 
 
 def local_path(text: str) -> Path:
-    """The path of a local folder or file, which may begin with `file://` or `~`."""
+    """Return the path of a local folder or file, which may begin with `file://` or `~`."""
     return Path(text.removeprefix(LOCAL)).expanduser()
 
 
 def open_address(address: str) -> tuple[Any, str]:
-    """The fsspec file system of an address, and the path in it. Raises StorageError."""
+    """Return the fsspec file system of an address, and the path in it. Raises StorageError."""
     import fsspec
 
     try:
@@ -61,7 +61,7 @@ def open_binary(path: str) -> Any:
 
 
 def list_address(filesystem: Any, path: str) -> dict[str, int]:
-    """The files at a path of a file system with their sizes, in order of name, without hidden ones.
+    """Return the files at a path of a file system with their sizes, sorted by name, without hidden files.
 
     The path is that of a file, a folder, or a glob pattern.
     """
@@ -81,7 +81,7 @@ def list_address(filesystem: Any, path: str) -> dict[str, int]:
 
 
 def files_below_address(folder: str, suffixes: Collection[str], skip: Collection[str] = ()) -> list[str]:
-    """The files below an address with one of these lower-case suffixes, relative to it, in order of name.
+    """Return the files below an address with one of these lower-case suffixes, relative to it, sorted by name.
 
     There are none below the addresses `skip`. Raises StorageError if the address cannot be listed.
     """
@@ -102,19 +102,19 @@ def files_below_address(folder: str, suffixes: Collection[str], skip: Collection
 
 
 def join(folder: str, name: str) -> str:
-    """The path or address of a file in a folder."""
+    """Return the path or address of a file in a folder."""
     return f"{folder.rstrip('/')}/{name}" if is_address(folder) else os.path.join(folder, name)
 
 
 def locate(folder: Path | str, name: str) -> Path | str:
-    """The path or the address of a file in a folder; `name` may be an address itself."""
+    """Return the path or the address of a file in a folder; `name` may be an address itself."""
     if is_address(name):
         return name
     return folder / name if isinstance(folder, Path) else join(folder, name)
 
 
 def file_at(place: Path | str) -> Path | ImageBytes:
-    """A local file, or the content of one at an address. Raises as `read_address`."""
+    """Return a local file, or the content of one at an address. Raises as `read_address`."""
     return place if isinstance(place, Path) else ImageBytes(place, read_address(place, place))
 
 

@@ -23,7 +23,7 @@ class Member(NamedTuple):
 
 
 def list_members(path: str, wanted: Callable[[str], bool] = lambda name: False) -> Iterator[Member]:
-    """The regular files of a tar file, local or at an address, by their headers.
+    """Yield the regular files of a tar file, local or at an address, by their headers.
 
     Of members whose name is `wanted`, the content is read too. Raises ImageFileError, or ConnectionLost.
     """

@@ -37,7 +37,7 @@ class BatchWindow(Generic[Item]):
         return self.groups.pop(size)
 
     def rest(self) -> Iterator[list[Item]]:
-        """The remaining items, in batches."""
+        """Yield the remaining items, in batches."""
         while self.groups:
             yield self.take(next(iter(self.groups)))
 

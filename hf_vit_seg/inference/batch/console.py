@@ -26,7 +26,7 @@ class RateColumn(ProgressColumn):
     """Images per second."""
 
     def render(self, task: Task) -> Text:
-        """The rate of the last seconds."""
+        """Return the rate of the last seconds."""
         return Text("" if task.speed is None else f"{task.speed:.1f} images/s")
 
 
@@ -89,7 +89,7 @@ def run_batch(run: BatchRun) -> tuple[int, RunSummary]:
 
 
 def summary_lines(run: BatchRun, summary: RunSummary, seconds: float) -> list[str]:
-    """The lines at the end of a run."""
+    """Return the lines at the end of a run."""
     images = "image" if summary.images == 1 else "images"
     lines = []
     if summary.seconds:
@@ -114,7 +114,7 @@ def summary_lines(run: BatchRun, summary: RunSummary, seconds: float) -> list[st
 
 
 def share_of_processes(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """The rank of this process and the number of processes: of `accelerate launch`, or of a job in HF Jobs.
+    """Return the rank of this process and the number of processes, as set by `accelerate launch` or HF Jobs.
 
     The variables WORLD_SIZE or NUM_SHARDS count only with RANK. Raises RunError for values that are not such numbers.
     """
@@ -132,7 +132,7 @@ def share_of_processes(environment: Mapping[str, str] = os.environ) -> tuple[int
 
 
 def requires_shards(inputs: list[str], out: str, given: Mapping[str, Any]) -> bool:
-    """Whether a command of `predict` is one of batch inference.
+    """Return whether a command of `predict` is one of batch inference.
 
     It is, with one of its options (`given`, by name; None or the default if unset), for inputs that are not files or
     folders of images, for an output at an address, and in several processes.

@@ -92,7 +92,7 @@ def find_sources(
 
 
 def open_local(given: str, column: str, skip: Path | None) -> Iterator[tuple[Source, Iterable[Entry]]]:
-    """The sources of a local file, folder, or glob pattern."""
+    """Yield the sources of a local file, folder, or glob pattern."""
     matches = [given] if os.path.lexists(given) else sorted(glob(given, recursive=True))
     if not matches:
         raise ImageFileError(f"{given}: no such file or folder, and as a pattern it matches none")
@@ -106,7 +106,7 @@ def open_local(given: str, column: str, skip: Path | None) -> Iterator[tuple[Sou
 
 
 def open_file(path: str, column: str) -> tuple[Source, Iterable[Entry]]:
-    """The source of a single file."""
+    """Return the source of a single file."""
     if path.lower().endswith((TAR, PARQUET)):
         return open_container(path, column)
     folder, name = os.path.split(path)
@@ -118,7 +118,7 @@ def open_file(path: str, column: str) -> tuple[Source, Iterable[Entry]]:
 
 
 def open_folder(folder: str, column: str, skip: Path | None) -> Iterator[tuple[Source, Iterable[Entry]]]:
-    """The sources of a folder: its images, and the tar and Parquet files in it."""
+    """Yield the sources of a folder: its images, and the tar and Parquet files in it."""
     containers: list[str] = []
     skipped = () if skip is None else (skip,)
     yield Source("files", folder), list_folder(folder, containers, skipped)
@@ -127,7 +127,7 @@ def open_folder(folder: str, column: str, skip: Path | None) -> Iterator[tuple[S
 
 
 def list_folder(folder: str, containers: list[str], skip: tuple[Path, ...]) -> Iterator[Entry]:
-    """The images below a folder; paths of tar and Parquet files are added to `containers`."""
+    """Yield the images below a folder; paths of tar and Parquet files are added to `containers`."""
     found, start = False, len(os.path.join(folder, ""))
     for parent, names in walk_files(Path(folder), readable_suffixes() | {TAR, PARQUET}, skip):
         inside = parent[start:].replace(os.sep, "/")
@@ -143,7 +143,7 @@ def list_folder(folder: str, containers: list[str], skip: tuple[Path, ...]) -> I
 
 
 def file_size(path: str) -> int:
-    """The size of a file; `UNKNOWN` for a broken link, which is reported when it is read."""
+    """Return the size of a file; `UNKNOWN` for a broken link, which is reported when it is read."""
     try:
         return os.stat(path).st_size
     except OSError:
@@ -154,7 +154,7 @@ def file_size(path: str) -> int:
 
 
 def open_remote(address: str, column: str) -> Iterator[tuple[Source, Iterable[Entry]]]:
-    """The sources of an fsspec address: a file, a folder, or a glob pattern."""
+    """Yield the sources of an fsspec address: a file, a folder, or a glob pattern."""
     filesystem, path = open_address(address)
     try:
         files = list_address(filesystem, path)
@@ -181,7 +181,7 @@ def open_remote(address: str, column: str) -> Iterator[tuple[Source, Iterable[En
 
 
 def common_root(path: str, files: list[str]) -> str:
-    """The folder that listed files are named from: the listed one, or that of a single file or of a pattern."""
+    """Return the folder that listed files are named from: the listed one, or that of a single file or of a pattern."""
     if len(files) > 1 and not has_magic(path):
         return path.rstrip("/")
     folders = [name.rpartition("/")[0] for name in files]
@@ -189,7 +189,7 @@ def common_root(path: str, files: list[str]) -> str:
 
 
 def relative_names(files: dict[str, int], root: str) -> list[tuple[str, int]]:
-    """The names of files below a root, and their sizes."""
+    """Return the names of files below a root, and their sizes."""
     return [(name.removeprefix(root).lstrip("/"), size) for name, size in files.items()]
 
 
@@ -197,7 +197,7 @@ def relative_names(files: dict[str, int], root: str) -> list[tuple[str, int]]:
 
 
 def open_container(path: str, column: str, place: str | None = None) -> tuple[Source, Iterable[Entry]]:
-    """The source of a tar or Parquet file; `place` is the folder of the results, by default the file's stem."""
+    """Return the source of a tar or Parquet file; `place` is the folder of the results, by default the file's stem."""
     folder = place or PurePosixPath(path.replace(os.sep, "/")).stem
     if path.lower().endswith(TAR):
         return Source("tar", path), list_tar(path, folder)
@@ -208,7 +208,7 @@ def open_container(path: str, column: str, place: str | None = None) -> tuple[So
 
 
 def list_tar(path: str, folder: str) -> Iterator[Entry]:
-    """The images of a tar file, by their headers; label maps that this package wrote beside them are no images."""
+    """Yield the images of a tar file, by their headers; label maps written by this package are left out."""
     known, found = readable_suffixes(), False
     for member in list_members(path):
         if PurePosixPath(member.name).suffix.lower() in known and not LABELS.search(member.name):
@@ -234,7 +234,7 @@ def open_parquet(path: str) -> Iterator[Any]:
 
 
 def image_column(columns: dict[str, Any], given: str, path: str) -> str:
-    """The column of images in a table of Arrow types: the `given` one, or the only one of encoded files."""
+    """Return the column of images in a table of Arrow types: the `given` one, or the only one of encoded files."""
     usable = [name for name, kind in columns.items() if holds_files(kind)]
     if given:
         if given in usable:
@@ -253,7 +253,7 @@ def image_column(columns: dict[str, Any], given: str, path: str) -> str:
 
 
 def holds_files(kind: Any) -> bool:
-    """Whether an Arrow type has encoded files: binary, or a struct of bytes and path as `datasets` writes it."""
+    """Return whether an Arrow type has encoded files: binary, or a struct of bytes and path as `datasets` writes it."""
     from pyarrow import types
 
     if types.is_struct(kind):
@@ -265,7 +265,7 @@ def holds_files(kind: Any) -> bool:
 
 
 def open_dataset(given: str, column: str) -> Iterator[tuple[Source, Iterable[Entry]]]:
-    """The sources of `datasets://NAME?split=test`, a dataset of the Hub or a local folder of the library `datasets`.
+    """Yield the sources of `datasets://NAME?split=test`, a dataset of the Hub or a local folder of `datasets`.
 
     A stream of Parquet files is read by their row groups, so that several processes do not read the same rows.
     """
@@ -291,12 +291,12 @@ def open_dataset(given: str, column: str) -> Iterator[tuple[Source, Iterable[Ent
 
 
 def dataset_entries(folder: str, first: int, rows: int) -> Iterator[Entry]:
-    """The rows of a part of a dataset, whose results are named by their numbers in the dataset, from `first` on."""
+    """Yield the rows of a part of a dataset; results are named by the row numbers in the dataset, from `first` on."""
     return (Entry("", row, UNKNOWN, f"{folder}/{first + row:08d}.row") for row in range(rows))
 
 
 def parquet_files(source: Source, data: Any) -> list[str]:
-    """The paths or addresses of the Parquet files of a streamed dataset, in order; empty for other formats."""
+    """Return the paths or addresses of the Parquet files of a streamed dataset, in order; empty for other formats."""
     import datasets
 
     if hasattr(data, "__len__") or data.info.builder_name != "parquet":
@@ -312,7 +312,7 @@ def parquet_files(source: Source, data: Any) -> list[str]:
 
 
 def kind_of(feature: Any) -> Any:
-    """The Arrow type of a feature."""
+    """Return the Arrow type of a feature."""
     from datasets.features.features import get_nested_type
 
     return get_nested_type(feature)
@@ -336,7 +336,7 @@ def load_dataset(source: Source) -> Any:
 
 
 def count_rows(data: Any) -> int:
-    """The number of rows: as the dataset says, or by reading all of them without images."""
+    """Return the number of rows from the metadata of the dataset, or by reading all rows without images."""
     if hasattr(data, "__len__"):
         return len(data)
     splits, name = data.info.splits or {}, str(data.split)

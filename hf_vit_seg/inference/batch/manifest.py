@@ -90,7 +90,7 @@ class Manifest:
         return self.bounds[-1]
 
     def shard_size(self, index: int) -> int:
-        """The number of images of a shard."""
+        """Return the number of images of a shard."""
         return self.bounds[index + 1] - self.bounds[index]
 
     @cached_property
@@ -99,7 +99,7 @@ class Manifest:
         return digest_of([asdict(self.settings), [asdict(source) for source in self.sources], self.bounds])
 
     def rows(self, index: int) -> list[Row]:
-        """The images of a shard."""
+        """Return the images of a shard."""
         import pyarrow.parquet
 
         with self.storage.open(IMAGES) as file:
@@ -109,16 +109,16 @@ class Manifest:
         return [Row(first + number, *values) for number, values in enumerate(zip(*columns, strict=True))]
 
     def locate(self, row: Row) -> str:
-        """How an image is named in messages and reports: its path or address, or its place in a file."""
+        """Return how an image is named in messages and reports: its path or address, or its place in a file."""
         return self.describe(row, self.sources[row.source].root)
 
     def publishable_name(self, row: Row) -> str:
-        """The same without the folders of this machine."""
+        """Return the name without the folders of this machine."""
         root = self.sources[row.source].root
         return self.describe(row, root if is_address(root) else PurePath(root).name)
 
     def describe(self, row: Row, root: str) -> str:
-        """How an image of a source is named."""
+        """Return how an image of a source is named."""
         kind = self.sources[row.source].kind
         if kind == "files":
             return f"{root.rstrip('/')}/{row.path}" if root else row.path
@@ -126,7 +126,7 @@ class Manifest:
 
 
 def digest_of(content: Any) -> str:
-    """The digest of a JSON value."""
+    """Return the digest of a JSON value."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -181,13 +181,13 @@ class Listing:
             note(self.count)
 
     def number_of(self, source: Source) -> int:
-        """The number of a source, which many single files of a folder share."""
+        """Return the number of a source; single files of a folder share one."""
         if not self.sources or self.sources[-1] != source:
             self.sources.append(source)
         return len(self.sources) - 1
 
     def new_entries(self, source: Source, entries: Iterable[Entry]) -> Iterator[Entry]:
-        """The entries that were not listed before."""
+        """Yield the entries that were not listed before."""
         prefix = (source.kind, source.root, source.split, source.config)
         for entry in entries:
             key = hash((prefix, entry.path, entry.offset))
@@ -219,7 +219,7 @@ class Listing:
         return Origins([f"{each.kind} {each.root} {each.config} {each.split}" for each in self.sources], self.numbers)
 
     def take_places(self) -> list[str]:
-        """The places of all entries; they and the set of entries are no longer held."""
+        """Return the places of all entries, and release them and the set of entries."""
         places, self.places = self.places, []
         self.seen.clear()
         return places
@@ -261,7 +261,7 @@ def chunks_of(entries: Iterator[Entry], size: int) -> Iterator[list[Entry]]:
 
 
 def shard_bounds(images: int, shards: int | None = None) -> tuple[int, ...]:
-    """The first images of the shards, and the number of images; independent of the number of workers.
+    """Return the first images of the shards, and the number of images; independent of the number of workers.
 
     By default shards have 16 to 1024 images, so that few images are divided too. At most one shard per image.
     """
@@ -276,7 +276,7 @@ def shard_bounds(images: int, shards: int | None = None) -> tuple[int, ...]:
 
 
 def header(manifest: Manifest) -> dict[str, Any]:
-    """The content of the header."""
+    """Return the content of the header."""
     return {
         "version": VERSION,
         "settings": asdict(manifest.settings),

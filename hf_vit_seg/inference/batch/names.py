@@ -21,7 +21,7 @@ def target_names(
     limit: int = FOLDER_LIMIT,
     origins: Sequence[str] | None = None,
 ) -> list[str]:
-    """The path of the results of each place, without suffix; all are different.
+    """Return a unique path for the results of each place, without suffix.
 
     Places that differ only in suffix or case get the suffix in the name, and if that is not enough, a digest of the
     place, or of its origin (such as the folder that was given as input) and place. Folders of more than `limit` images
@@ -43,14 +43,14 @@ def target_names(
 
 
 def stem(place: str, flat: bool) -> str:
-    """A place without suffix."""
+    """Return a place without suffix."""
     folder, slash, name = place.rpartition("/")
     name = name.rpartition(".")[0] or name
     return folder + slash + (name.replace(".", "_") if flat else name)
 
 
 def repeated_names(names: Sequence[str]) -> list[int]:
-    """The indices of the names that occur more than once, without regard to case and Unicode form."""
+    """Return the indices of the names that occur more than once, without regard to case and Unicode form."""
     hashes = np.fromiter((hash(casefold_name(name)) for name in names), np.int64, len(names))
     order = np.argsort(hashes, kind="stable")
     equal = hashes[order][1:] == hashes[order][:-1]
@@ -62,7 +62,7 @@ def repeated_names(names: Sequence[str]) -> list[int]:
 
 
 def casefold_name(name: str) -> str:
-    """A name as file systems that ignore case and Unicode form compare it."""
+    """Return a name in the form that case-insensitive, normalizing file systems compare."""
     return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
 
 
@@ -72,12 +72,12 @@ def with_suffix(name: str, place: str) -> str:
 
 
 def digest(text: str, digits: int = DIGITS) -> str:
-    """The first hexadecimal digits of a digest."""
+    """Return the first hexadecimal digits of a digest."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:digits]
 
 
 def crowded_folders(names: Sequence[str], limit: int) -> dict[str, int]:
-    """The folders of more names than the limit, and their number."""
+    """Return the folders of more names than the limit, and their number."""
     counts = Counter(name.rpartition("/")[0] for name in names)
     return {folder: count for folder, count in counts.items() if count > limit}
 

@@ -64,7 +64,7 @@ class Output(Protocol):
     portable: bool
 
     def done(self, row: Row) -> bool:
-        """Whether the results of an image exist already."""
+        """Return whether the results of an image exist already."""
         ...
 
     def encode(self, result: Result) -> Any:
@@ -85,14 +85,14 @@ class Output(Protocol):
 
 
 def result_savers(result: Segmentation, job: Job, facts: Facts, options: PredictOptions) -> dict[str, Saver]:
-    """The functions that write the results of an image except its report, by suffix."""
+    """Return the functions that write the results of an image except its report, by suffix."""
     maps = map_results(result, facts)
     savers = {suffix: saver(suffix, job, result, maps, options) for suffix in options.suffixes}
     return savers | (dict(maps.tiffs()) if facts.georeference else {})
 
 
 def json_saver(content: Any) -> Saver:
-    """The function that writes JSON to a path."""
+    """Return the function that writes JSON to a path."""
     text = json_text(content, indent=2)
     return lambda path: path.write_text(text, encoding="utf-8")
 
@@ -106,7 +106,7 @@ class FolderOutput:
         self.storage, self.reports = manifest.storage, reports
 
     def done(self, row: Row) -> bool:
-        """Whether the last file exists."""
+        """Return whether the last file exists."""
         return self.storage.exists(row.target + last_suffix(self.reports))
 
     def encode(self, result: Result) -> None:
@@ -129,7 +129,7 @@ class FolderOutput:
 
 
 def last_suffix(reports: bool) -> str:
-    """The suffix of the file of an image that is written last."""
+    """Return the suffix of the file of an image that is written last."""
     return REPORT if reports else LABELS
 
 
@@ -145,7 +145,7 @@ def remove_results(storage: Storage, settings: RunSettings, targets: Sequence[st
 
 
 def shard_file(manifest: Manifest, index: int, suffix: str) -> str:
-    """The name of the tar or Parquet file of a shard, as on the Hub."""
+    """Return the name of the tar or Parquet file of a shard, as on the Hub."""
     return f"{DATA}/train-{index:05d}-of-{manifest.shards:05d}{suffix}"
 
 
@@ -185,7 +185,7 @@ class ShardOutput:
 
 
 def partial_file(manifest: Manifest, suffix: str) -> Path:
-    """A new temporary file: in a local output's folder of the manifest, so that it can be renamed."""
+    """Create a temporary file, for a local output in the folder of the manifest so that it can be renamed."""
     folder = manifest.storage.folder and manifest.storage.folder / TEMPORARY
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ class TarOutput(ShardOutput):
         self.tar = tarfile.open(self.partial, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115  (closed by `close`)
 
     def encode(self, result: Result) -> dict[str, bytes]:
-        """The files of a sample, by name."""
+        """Return the files of a sample, by name."""
         data = encoded_bytes(result.encoded)
         key = result.row.target
         files = {key + image_suffix(data): data}
@@ -248,7 +248,7 @@ class ParquetOutput(ShardOutput):
         self.rows: list[dict[str, Any]] = []
 
     def encode(self, result: Result) -> dict[str, Any]:
-        """A row."""
+        """Return a row."""
         data, name = encoded_bytes(result.encoded), PurePosixPath(result.row.target).name
         files = save_all(result)
         row: dict[str, Any] = {"image": {"bytes": data, "path": name + image_suffix(data)}}
@@ -286,7 +286,7 @@ class ParquetOutput(ShardOutput):
 
 
 def dataset_schema(images: list[str], names: tuple[str, ...], palette: np.ndarray, manifest: Manifest) -> Any:
-    """The Arrow schema of a Parquet file, with the features of `datasets`, and names and palette as metadata."""
+    """Return the Arrow schema of a Parquet file, with the features of `datasets`, and names and palette as metadata."""
     import datasets
 
     entry = {
@@ -318,12 +318,12 @@ def dataset_schema(images: list[str], names: tuple[str, ...], palette: np.ndarra
 
 
 def encoded_bytes(encoded: Path | ImageBytes) -> bytes:
-    """The content of an encoded image."""
+    """Return the content of an encoded image."""
     return encoded.data if isinstance(encoded, ImageBytes) else encoded.read_bytes()
 
 
 def image_suffix(data: bytes) -> str:
-    """The suffix of an encoded image, by its content."""
+    """Return the suffix of an encoded image, by its content."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return IMAGE_FORMATS.get(image.format or "", f".{(image.format or 'bin').lower()}")
@@ -332,7 +332,7 @@ def image_suffix(data: bytes) -> str:
 
 
 def save_all(result: Result) -> dict[str, bytes]:
-    """The content of the files of a result, by suffix."""
+    """Return the content of the files of a result, by suffix."""
     with tempfile.TemporaryDirectory() as folder, write_errors(Path(folder)):
         files = {}
         for suffix, save in result.savers.items():
@@ -349,7 +349,7 @@ def open_output(
     names: tuple[str, ...],
     palette: np.ndarray,
 ) -> Output:
-    """The output of a shard, in the format of the run."""
+    """Return the output of a shard, in the format of the run."""
     table: dict[str, Callable[[], Output]] = {
         "folder": lambda: FolderOutput(manifest, manifest.settings.reports),
         "webdataset": lambda: TarOutput(manifest, index),

@@ -37,7 +37,7 @@ class ShardCounts:
         self.done[index] = done
 
     def take(self) -> dict[int, int]:
-        """The shards whose number has changed since the last call."""
+        """Return the shards whose count has changed since the last call."""
         found, self.done = self.done, {}
         return found
 

@@ -31,7 +31,7 @@ class Reader(Protocol):
     """Reads the encoded images of a source."""
 
     def read(self, row: Row, name: str) -> Path | ImageBytes:
-        """The file of a row, called `name` in messages. Raises ImageFileError or ConnectionLost."""
+        """Return the file of a row, called `name` in messages. Raises ImageFileError or ConnectionLost."""
         ...
 
 
@@ -46,7 +46,7 @@ class Readers:
         self.manifest, self.opened, self.lock = manifest, OrderedDict[int, Reader](), threading.Lock()
 
     def read(self, row: Row) -> Path | ImageBytes:
-        """The encoded image of a row. Raises ImageFileError or ConnectionLost."""
+        """Return the encoded image of a row. Raises ImageFileError or ConnectionLost."""
         with self.lock:
             if row.source not in self.opened:
                 source = self.manifest.sources[row.source]
@@ -65,7 +65,7 @@ class FileReader:
         self.root = source.root
 
     def read(self, row: Row, name: str) -> Path | ImageBytes:
-        """The path of a local file, or the content of a remote one."""
+        """Return the path of a local file, or the content of a remote one."""
         if not is_address(self.root):
             return Path(self.root, row.path)
         return ImageBytes(name, read_address(join(self.root, row.path), name, row.size))
@@ -78,7 +78,7 @@ class TarReader:
         self.path = source.root
 
     def read(self, row: Row, name: str) -> ImageBytes:
-        """The content of a member."""
+        """Return the content of a member."""
         return ImageBytes(name, read_range(self.path, row.offset, row.size, name))
 
 
@@ -95,7 +95,7 @@ class ParquetReader:
         self.lock, self.group, self.cells = threading.Lock(), -1, None
 
     def read(self, row: Row, name: str) -> Path | ImageBytes:
-        """The file in a cell."""
+        """Return the file in a cell."""
         with self.lock:
             group = next(g for g in range(len(self.starts) - 1) if row.offset < self.starts[g + 1])
             if group != self.group:
@@ -123,7 +123,7 @@ class DatasetReader:
         self.rows: Iterator[Any] = iter(())
 
     def read(self, row: Row, name: str) -> Path | ImageBytes:
-        """The file in a cell."""
+        """Return the file in a cell."""
         with self.lock:
             indexed = hasattr(self.data, "__len__")
             found = self.data[row.offset] if indexed else read_remote(name, lambda: self.advance(row.offset))
@@ -163,7 +163,7 @@ READERS: dict[str, Callable[[Source], Reader]] = {
 
 
 def cell_file(cell: Any, name: str, folder: str) -> Path | ImageBytes:
-    """The file in a cell: bytes, or a struct of bytes and path, which may be relative to a folder."""
+    """Return the file in a cell: bytes, or a struct of bytes and path, which may be relative to a folder."""
     if isinstance(cell, dict):
         if cell.get("bytes") is not None:
             return ImageBytes(name, cell["bytes"])

@@ -191,17 +191,17 @@ def first_process(run: BatchRun) -> Iterator[None]:
 
 
 def is_launched() -> bool:
-    """Whether accelerate or torchrun started this process with others."""
+    """Return whether accelerate or torchrun started this process as one of several."""
     return "MASTER_ADDR" in os.environ
 
 
 def is_local(model: str) -> bool:
-    """Whether a model is a local file or folder."""
+    """Return whether a model is a local file or folder."""
     return Path(model).expanduser().exists()
 
 
 def run_settings(run: BatchRun, found: Manifest | None = None) -> RunSettings:
-    """The settings that affect results; a model of the Hub keeps the revision of a manifest that was `found`."""
+    """Return the settings that affect results; a model of the Hub keeps the revision of a manifest that was `found`."""
     options = {key: value for key, value in asdict(run.options).items() if key != "model"}
     options |= {"coordinates": run.options.coordinates.value, "boxes": None}
     options |= {"protocol": run.protocol.model_dump(mode="json"), "dtype": run.dtype, "convert": run.convert}
@@ -212,7 +212,7 @@ def run_settings(run: BatchRun, found: Manifest | None = None) -> RunSettings:
 
 
 def model_digest(name: str) -> str:
-    """The commit of a model on the Hub, or a digest of the files of a local one; empty if it is not known."""
+    """Return the commit of a model on the Hub, or a digest of the files of a local one; empty if it is not known."""
     if is_local(name):
         return digest_files(Path(name).expanduser())
     try:
@@ -223,7 +223,7 @@ def model_digest(name: str) -> str:
 
 
 def digest_files(path: Path) -> str:
-    """A digest of a file, or of the files of a folder with their names."""
+    """Return a digest of a file, or of the files of a folder with their names."""
     digest = hashlib.sha256()
     files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
     for file in files:
@@ -259,7 +259,7 @@ def run_engine(run: BatchRun, manifest: Manifest, shards: Sequence[int], note: N
 
 
 def resources(run: BatchRun, environment: Mapping[str, str] = os.environ) -> tuple[int, ModelSettings, WorkSettings]:
-    """The number of processes, and how each of them works: on a CPU one thread each, so that no core waits."""
+    """Return the number of processes and the settings of each: on a CPU, every core runs one process of one thread."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // int(environment.get("LOCAL_WORLD_SIZE", "1")))
     gpu = torch.cuda.is_available() if run.device is None else not run.device.startswith("cpu")

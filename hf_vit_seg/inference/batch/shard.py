@@ -69,7 +69,7 @@ class ShardStatus:
 
 
 def status_name(index: int) -> str:
-    """The name of the status record of a shard."""
+    """Return the name of the status record of a shard."""
     return f"{FOLDER}/shards/{index:05d}.json"
 
 
@@ -127,7 +127,7 @@ class ShardSegmenter:
         self.opened: Readers | None = None
 
     def readers_of(self, manifest: Manifest) -> Readers:
-        """The readers of a run, which are kept for its next shard."""
+        """Return the readers of a run, which are kept for its next shard."""
         if self.opened is None or self.opened.manifest is not manifest:
             self.opened = Readers(manifest)
         return self.opened
@@ -211,7 +211,7 @@ class Pipeline:
         return status
 
     def size_of(self, found: Prepared) -> tuple[Any, ...]:
-        """What must be equal in a batch: the sizes of the views, and with windows that of the image."""
+        """Return the sizes that must be equal in a batch: those of the views and, with windows, of the image."""
         size = None if self.segmenter.protocol.window is None else found.image.size
         return size, view_sizes(found.image)
 
@@ -279,7 +279,7 @@ class Pipeline:
 
 
 def failed_shard(manifest: Manifest, index: int, reason: str) -> ShardStatus:
-    """The status of a shard whose process ended without one."""
+    """Return the status of a shard whose process ended without one."""
     lost = Failure(f"shard {index}", "ProcessEnded", reason, lost=True)
     return ShardStatus(index, manifest.shard_size(index), 0, (lost,), 0.0, 0.0)
 

@@ -41,7 +41,7 @@ class Storage:
         return open_address(self.root)
 
     def path(self, name: str) -> str:
-        """The path of a file in its file system."""
+        """Return the path of a file in its file system."""
         if self.folder is not None:
             return os.fspath(self.folder / name)
         return str(PurePosixPath(self.remote[1]) / name) if name else self.remote[1]
@@ -90,7 +90,7 @@ class Storage:
             raise StorageError(f"{self.root}/{name} cannot be accessed: {error_sentence(error)}") from error
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None if there is none. Raises StorageError."""
+        """Return the content of a file; None if there is none. Raises StorageError."""
         try:
             with self.read_errors(name), self.open(name) as file:
                 return file.read()
@@ -104,7 +104,7 @@ class Storage:
         return open(self.path(name), "rb") if self.folder is not None else self.remote[0].open(self.path(name), "rb")
 
     def exists(self, name: str) -> bool:
-        """Whether a file exists, without a cache. Raises StorageError."""
+        """Return whether a file exists, without a cache. Raises StorageError."""
         if self.folder is not None:
             return os.path.exists(self.path(name))
         with self.read_errors(name):
@@ -112,7 +112,7 @@ class Storage:
             return self.remote[0].exists(self.path(name))
 
     def names(self, folder: str = "") -> list[str]:
-        """The names of the files and folders in a folder, sorted, without hidden ones. Raises StorageError."""
+        """Return the names of the files and folders in a folder, sorted, without hidden ones. Raises StorageError."""
         place = self.path(folder)
         try:
             with self.read_errors(folder):
