@@ -59,7 +59,7 @@ class CocoCategory:
     skeleton: Any = None
 
     def bones(self) -> tuple[tuple[int, int], ...]:
-        """Return the bones as pairs of keypoint indices from 0; entries that are not pairs of keypoints are left out."""
+        """Return the bones as pairs of keypoint indices from 0, without entries that are not pairs of keypoints."""
         numbers = range(1, len(self.keypoints or ()) + 1)
         entries = self.skeleton if isinstance(self.skeleton, list) else []
         pairs = [entry for entry in entries if isinstance(entry, list) and len(entry) == 2]
