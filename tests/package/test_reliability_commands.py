@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from hf_vit_seg.errors import HfVitSegError
+from tests.reliability import soak
 from tests.reliability.checkpoints import Checkpoints
 from tests.reliability.checkpoints import left_behind as left_by_conversion
 from tests.reliability.images import Images
 from tests.reliability.images import left_behind as left_by_prediction
 from tests.reliability.record import table_of, write_section
 from tests.reliability.sandbox import Case, Outcomes, judge, run_cases
+from tests.reliability.soak import LongRun
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -130,3 +132,16 @@ def test_sections_of_the_page_are_replaced(tmp_path):
     text = page.read_text()
     assert text.startswith("# Page\n") and "first" not in text and r"second \1" in text and "else" in text
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.mark.parametrize(("last", "is_flat"), [(100, True), (104, True), (106, False)])
+def test_growth_of_memory(last, is_flat):
+    samples = [40] * 20 + [100] * 60 + [last] * 20  # the start is not compared
+    assert LongRun("work", 10, 1.0, tuple(each * 2**20 for each in samples)).is_flat == is_flat
+
+
+@pytest.mark.slow
+def test_long_runs(tmp_path):
+    runs = soak.run(tmp_path, share=0.02)
+    assert [run.count for run in runs] == [40, 10, 4]
+    assert all(run.median(0, 1) > 100 for run in runs)
