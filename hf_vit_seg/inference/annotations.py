@@ -1,7 +1,7 @@
 """Conversion of label maps to annotation formats: GeoJSON polygons and COCO RLE.
 
 Label maps are read by blocks of rows or columns, as they may be larger than memory. Labels without a class, such as
-that of pixels without data, are left out.
+the nodata label, are left out.
 
 Shapes: H W pixels, n rows, m columns, r runs, c corners.
 """

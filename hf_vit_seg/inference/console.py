@@ -75,7 +75,7 @@ def run_task(
     *,
     convert: bool = True,
 ) -> int:
-    """Run the jobs of a classification or pose model as `run` does those of a segmentation model, and write the tables.
+    """Run the jobs of a classification or pose model, see `run`, and write the tables.
 
     With `skip_existing`, images that have results and earlier rows of the tables are kept.
     """

@@ -36,7 +36,7 @@ class ImageSegmenter:
         self.palette = class_palette(getattr(processor, "palette", None), len(self.names))
 
     def names_of(self, labels: list[str]) -> tuple[str, ...]:
-        """Return the names of the classes of results, from those of the model's labels."""
+        """Return the class names of results, from the names of the model's labels."""
         return tuple(labels)
 
     def resolve_protocol(self, protocol: Protocol) -> Protocol:

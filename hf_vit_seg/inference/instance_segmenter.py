@@ -100,7 +100,7 @@ class InstanceSegmenter(ImageSegmenter):
         """Return the segments of an image of a batch at `size`: numbers from 1 (H, W) int32, classes (n) and scores
         (n).
 
-        `threshold` is by default that of the segmenter.
+        `threshold` defaults to the segmenter's.
         """
         threshold = self.threshold if threshold is None else threshold
         if getattr(outputs, "class_queries_logits", None) is None:
@@ -147,7 +147,7 @@ class InstanceSegmenter(ImageSegmenter):
 
         `read` returns the pixels (C, r, c) of some rows and columns, and the mask (r, c) of those without data, or
         None. See `object_stitching` for objects of several windows. `known` are the objects of the first windows, which
-        are not computed; `save` is called with those of each other window.
+        are not computed; `save` is called with the objects of each other window.
         """
         size = stitcher.size
         grid = self.protocol.grid(size)

@@ -118,14 +118,13 @@ def load(
     with the epsilons, labels and preprocessing of their source; `convert=False` keeps transformers' own class. Models
     of other architectures are loaded by transformers.
 
-    `task` is "segmentation", "classification", "pose", "instance", "panoptic" or "features" (the encoder); by default
-    that of the checkpoint.
-    `dtype` is a floating-point type of torch or its name; `device` defaults to the CPU. `hub` has the options of
-    `from_pretrained` that locate files: `revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`,
-    `force_download`.
+    `task` is "segmentation", "classification", "pose", "instance", "panoptic" or "features" (the encoder); the default
+    is the task of the checkpoint. `dtype` is a floating-point type of torch or its name; `device` defaults to the CPU.
+    `hub` has the options of `from_pretrained` that locate files: `revision`, `subfolder`, `token`, `cache_dir`,
+    `local_files_only`, `force_download`.
 
-    Returns (model, image processor). A checkpoint without settings of an image processor has none (None), or if it is
-    converted, that of its format, which the logged line says. Raises ModelError.
+    Returns (model, image processor). For a checkpoint without settings of an image processor, it is None or, if the
+    checkpoint is converted, the default of its format, which is logged. Raises ModelError.
 
     ```python
     model, processor = hf_vit_seg.load("nvidia/segformer-b0-finetuned-ade-512-512")

@@ -3,9 +3,9 @@
 Two objects of overlapping windows are the same if their masks agree in the overlap: an IoU there of at least
 `SAME_IOU`. An object that is complete in a window (it does not touch a border of the window inside the image) is taken
 from there; an object that no window contains is the union of its parts. Objects that fit into the overlap of windows
-therefore do not depend on where the windows are, as far as the model's predictions do not. The class is that of the
-largest sum of score times area. An object that better ones cover by more than `MAX_COVERED_SHARE` is left out; complete
-objects are better than parts, and then those with higher scores.
+therefore do not depend on the position of the windows, if the model's predictions do not. The class has the largest sum
+of score times area. Objects are ranked: complete ones before parts, then by score. An object of which higher-ranked
+ones cover more than `MAX_COVERED_SHARE` is left out.
 
 Shapes: H W the image, r c a box.
 """

@@ -72,7 +72,7 @@ class SemanticSegmentationPipeline(Pipeline):
         return {"prepared": segmenter.prepare(source), "protocol": segmenter.protocol}
 
     def _forward(self, inputs: dict[str, Any], **selection: Any) -> dict[str, Any]:
-        """Segment the image, or a batch of images; those of equal size share a forward pass."""
+        """Segment the image, or a batch of images; images of equal size share a forward pass."""
         prepared, protocol = inputs["prepared"], inputs["protocol"]
         if isinstance(prepared, PreparedImage):
             return {"segmentation": self.segmenter.with_protocol(protocol).segment(prepared, **selection)}

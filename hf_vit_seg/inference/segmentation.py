@@ -42,7 +42,7 @@ def nodata_label(classes: int) -> int:
 
 
 def file_palette(palette: np.ndarray) -> np.ndarray:
-    """Extend a palette (K, 3) by black for all labels up to that of pixels without data."""
+    """Extend a palette (K, 3) by black for all labels up to the `nodata_label`."""
     found = np.zeros((nodata_label(len(palette)) + 1, 3), np.uint8)
     found[: len(palette)] = palette
     return found

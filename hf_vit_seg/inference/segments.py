@@ -225,7 +225,7 @@ class FoundSegments:
     def overlay(
         self, opacity: float = 0.5, longest_side: int | None = 1600, colors: np.ndarray | None = None
     ) -> Image.Image:
-        """Return the image blended with a color for each object, by default those of `object_colors`; `colors` are (n,
+        """Return the image blended with a color for each object (default: `object_colors`); `colors` are (n,
         3).
         """
         if self.image is None:

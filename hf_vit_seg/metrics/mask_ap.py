@@ -118,7 +118,7 @@ def match(
     `iou` is (P, G), `crowd` (P,) the share of a prediction that is ignored, `outside` (A, G) the labeled objects
     outside of each range of areas, and `other_size` (A, P) the predictions outside of it. Objects outside and the
     crowd are matched only if no other object can be, and the crowd repeatedly; such predictions are left out, as are
-    those of another size that match nothing. Of equal overlaps, the last is matched.
+    predictions of another size without a match. Of equal overlaps, the last is matched.
     """
     iou = np.concatenate([iou, crowd[:, None]], axis=1)  # (P, G + 1)
     uncounted = np.concatenate([outside, np.ones_like(outside, shape=(len(outside), 1))], axis=1)[:, None]

@@ -1,9 +1,9 @@
 """Scores of objects without regard to their confidence: F1, aggregated Jaccard index, and counts.
 
-F1 at an IoU of one half is that of cell segmentation challenges: TP / (TP + (FP + FN) / 2). The aggregated Jaccard
-index (AJI, Kumar et al. 2017, doi 10.1109/TMI.2017.2677499) assigns each labeled object the predicted object of the
-highest IoU, and divides the sum of the intersections by that of the unions and of the predictions that are assigned to
-none. Objects of different classes never match.
+F1 is computed at an IoU of one half, as in cell segmentation challenges: TP / (TP + (FP + FN) / 2). The aggregated
+Jaccard index (AJI, Kumar et al. 2017, doi 10.1109/TMI.2017.2677499) assigns each labeled object the predicted object of
+the highest IoU, and divides the sum of the intersections by the sum of the unions and of the unassigned predictions.
+Objects of different classes never match.
 
 Shapes: P predicted and G labeled segments of an image.
 """

@@ -181,7 +181,7 @@ def open_remote(address: str, column: str) -> Iterator[tuple[Source, Iterable[En
 
 
 def common_root(path: str, files: list[str]) -> str:
-    """Return the folder that listed files are named from: the listed one, or that of a single file or of a pattern."""
+    """Return the folder that names of listed files are relative to."""
     if len(files) > 1 and not has_magic(path):
         return path.rstrip("/")
     folders = [name.rpartition("/")[0] for name in files]

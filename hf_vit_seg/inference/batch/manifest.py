@@ -54,8 +54,8 @@ class Row(NamedTuple):
 class RunSettings:
     """The settings that affect the results of a run: the command, and the model's revision.
 
-    `inputs` are as given; `options` those of `PredictOptions` and the protocol as JSON values; `model_digest` the
-    commit of a model of the Hub, or the digest of the files of a local one; `shards` the number asked for. Without
+    `inputs` are as given; `options` are the fields of `PredictOptions` and the protocol as JSON values; `model_digest`
+    is the commit of a Hub model, or the digest of the files of a local one; `shards` is the requested number. Without
     `reports`, folders have no NAME.json.
     """
 
@@ -307,7 +307,7 @@ def read_manifest(storage: Storage) -> Manifest | None:
 
 
 def check_settings(manifest: Manifest, settings: RunSettings) -> None:
-    """ManifestError if a manifest is that of a run with other settings."""
+    """Raise ManifestError if a manifest belongs to a run with other settings."""
     old, new = asdict(manifest.settings), json.loads(json.dumps(asdict(settings)))
     old = json.loads(json.dumps(old))
     changed = [name for name in new if new[name] != old[name]]

@@ -1,4 +1,4 @@
-"""Worker processes of one machine, each with its own model. One that is killed is replaced, and its shard repeated."""
+"""Worker processes of one machine, each with its own model. A killed process is replaced, and its shard repeated."""
 
 import logging as python_logging
 import os
@@ -46,7 +46,7 @@ Note = Callable[[Event], Any]
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How each process loads the model; `threads` are those of one operation of torch (0: torch's choice)."""
+    """How each process loads the model; `threads` is the number of torch's threads (0: torch's choice)."""
 
     name: str
     device: str | None = None

@@ -87,9 +87,9 @@ class RunObserver:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run has done: images of the whole run and of its finished shards, and the failures of all of these.
+    """The result of a run: the images of the whole run and of its finished shards, and all failures.
 
-    `segmented` images took `seconds` of all processes, of which the model worked `model_seconds`.
+    `seconds` is the time of all processes for the `segmented` images, and `model_seconds` the model's part of it.
     """
 
     images: int

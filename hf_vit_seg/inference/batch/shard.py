@@ -52,7 +52,7 @@ class WorkSettings:
 class ShardStatus:
     """The record of a shard: its images, those that were segmented now, and the failures.
 
-    `seconds` and `model_seconds` are those of this process. It is `complete` if no image has to be repeated.
+    `seconds` and `model_seconds` are measured in this process. It is `complete` if no image has to be repeated.
     """
 
     index: int

@@ -59,9 +59,9 @@ def read_maps(
 ) -> PixelMaps:
     """Compute the maps at `size` (H, W) from the logits of one or several views of the images.
 
-    With one view, the maps are those of its resized logits (B, K, h, w). With several, the probabilities (softmax, or
-    sigmoid for one class) of the resized logits are averaged, as in mmsegmentation's `aug_test`. `dtype` is that of
-    the labels and must hold K - 1. Working memory is about `chunk_bytes`, in addition to logits and maps.
+    With one view, the maps are computed from its resized logits (B, K, h, w). With several, the probabilities (softmax,
+    or sigmoid for one class) of the resized logits are averaged, as in mmsegmentation's `aug_test`. `dtype` is the
+    dtype of the labels and must hold K - 1. Working memory is about `chunk_bytes`, in addition to logits and maps.
     """
     selection = selection or MapSelection()
     if selection.top_k > max(classes, 2):

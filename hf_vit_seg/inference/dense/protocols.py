@@ -1,6 +1,6 @@
 """Inference protocols: whole image or sliding windows, size, scales and flip.
 
-Sizes are (height, width) in pixels. The presets are those of the published results of SegFormer (arXiv 2105.15203): the
+Sizes are (height, width) in pixels. The presets reproduce the published results of SegFormer (arXiv 2105.15203): the
 test configurations of NVlabs/SegFormer and its `--aug-test`. There are two deviations. The model's image processor
 resizes an image once, directly to a multiple of `divisor` (there: to the scale, then up to the multiple). The logits of
 a whole image, or of one that fits into a window, are resized once, directly to the image's size (there: first to that

@@ -38,7 +38,7 @@ class Chain:
 def cut_polygon(rings: list[np.ndarray]) -> list[list[np.ndarray]]:
     """Cut a polygon at the antimeridian into polygons with longitudes of -180 to 180 degrees.
 
-    `rings` end with their first corner, those of the result do not.
+    `rings` end with their first corner; returned rings do not.
     """
     around_pole = any(winding(ring) for ring in rings)
     chains = [chain for ring in rings for chain in cut_ring(ring)]

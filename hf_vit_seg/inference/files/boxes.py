@@ -52,7 +52,8 @@ class PersonBox:
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes by image: `images` maps names of files to ids, `persons` ids to boxes. `bones` are those of the category.
+    """Boxes by image: `images` maps names of files to ids, `persons` ids to boxes. `bones` is the skeleton of the
+    category.
 
     In `complete` files (annotations) all images are listed; an image that is missing in others has no persons.
     """

@@ -86,10 +86,10 @@ def failed_outcome(job: Job, error: Exception) -> Outcome:
 class PredictOptions:
     """The results to write, and how images are read.
 
-    `coordinates` are those of the polygons of georeferenced images in GeoJSON. Images above `max_pixels` are tiled;
-    with `tile`, the side of the tiles, all images that support it are. `frames` adds label maps of video frames, and
-    `frame_rate` treats folders as videos. `boxes` is a file with the boxes of persons, for pose models. `threshold` is
-    the lowest score of an object, by default 0.5.
+    `coordinates` is the coordinate system of polygons of georeferenced images in GeoJSON. Images above `max_pixels` are
+    tiled; with `tile`, the side of a tile in pixels, all images in formats that support it. `frames` adds label maps of
+    video frames, and `frame_rate` treats folders as videos. `boxes` is a file with the boxes of persons, for pose
+    models. `threshold` is the lowest score of an object, by default 0.5.
     """
 
     model: str = ""

@@ -114,7 +114,7 @@ def write_tiff(
 ) -> None:
     """Write a map as a TIFF in deflated tiles, with `palette` (K, 3) uint8 as the color map of 8-bit values.
 
-    `tags` are extra tags in tifffile's format, such as those of `file_georeference`; `nodata` is written as GDAL's tag.
+    `tags` are extra tags in tifffile's format, such as from `file_georeference`; `nodata` is written as GDAL's tag.
     """
     import tifffile
 

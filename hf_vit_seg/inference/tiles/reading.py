@@ -1,6 +1,6 @@
 """Reading of images larger than memory, by regions.
 
-Regions are read from the tiles or strips of TIFFs, and from .npy files; pixels equal those of `read_pixels` for the
+Regions are read from the tiles or strips of TIFFs, and from .npy files; pixels are equal to `read_pixels` of the
 whole file. Nodata values of GeoTIFFs are masked, and the georeferencing tags are copied unchanged, without conversion
 by another library.
 

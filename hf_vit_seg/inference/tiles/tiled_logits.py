@@ -2,8 +2,8 @@
 
 The sliding windows form one grid over the whole image, independent of the tiles; a tile is the part of the image that
 is computed and written at once. The model processes each window once, and its coarse logits are stored in a temporary
-file until the last tile that it overlaps is done. Labels therefore do not depend on the tile size, and equal those of
-the whole image under the same protocol.
+file until the last tile that it overlaps is done. Labels therefore do not depend on the tile size, and are equal to the
+labels of the whole image under the same protocol.
 
 Shapes: C channels, K classes, H W the image, h w the coarse logits of a window, n rows and m columns of a tile.
 """
