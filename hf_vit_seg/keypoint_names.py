@@ -1,4 +1,4 @@
-"""What the names of keypoints say: whether they are COCO's, and which are left and right of each other.
+"""Facts from the names of keypoints: whether they are COCO's, and which are pairs of left and right.
 
 Names are compared without case and separators, and `l` and `r` as words are left and right: `L_Eye`, `eye left`,
 `leftEye` and `left-eye` are the same side.

@@ -79,7 +79,7 @@ class BatchTab:
 
 
 def outcome(catalogue: Catalogue, title: str, protocol: Protocol, job: Job, left: int) -> tuple[str, int]:
-    """Segment a file and write its results: what it shows, or why it failed, and how many pixels the model saw."""
+    """Segment a file and write its results; return a summary or the failure, and the number of processed pixels."""
     path, name = job.image.path, Path(job.image.path.name)
     try:
         found = segment_file(catalogue, title, protocol, path, left)

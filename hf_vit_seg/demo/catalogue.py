@@ -1,4 +1,4 @@
-"""The models of a demo: found out by their configs, loaded when they are asked for, and called."""
+"""The models of a demo, which are loaded when they are first used."""
 
 import math
 import os
@@ -209,7 +209,7 @@ class Catalogue:
     def limit_time(self, forward: Callable[[torch.Tensor], Any]) -> Any:
         """Wrap a forward pass so that images of several visitors take turns.
 
-        TimeLimitError before a window if the ones before it have taken too long.
+        Raises TimeLimitError before a window if the previous ones have taken too long.
         """
         spent = 0.0
 

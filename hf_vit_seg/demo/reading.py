@@ -160,7 +160,7 @@ READERS = Readers(PROCESSES)
 
 
 def limit_memory() -> None:
-    """Let this process have so much memory beyond what it has now, where the system can limit it."""
+    """Limit the memory of this process to its current use plus `MAX_BYTES`, where the system supports it."""
     try:
         import resource
 

@@ -1,4 +1,4 @@
-"""The tab that segments one image, and what it shares with the tabs for objects and for many images."""
+"""The tab that segments one image, and code shared with the tabs for objects and for many images."""
 
 import shutil
 from collections.abc import Callable, Mapping

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CardOptions:
-    """What a card shows: `picture`, a figure with a prediction, and `widget`, an example image for the Hub's widget.
+    """Images of a card: `picture`, a figure with a prediction, and `widget`, an example image for the Hub's widget.
 
     Both are paths in the repository. `has_code` is false for a local directory, which has no model code.
     """

@@ -1,4 +1,4 @@
-"""What a bug report needs: versions, processor, devices and options, without user names or paths."""
+"""The environment for bug reports: versions, processor, devices and options, without user names or paths."""
 
 import os
 import platform

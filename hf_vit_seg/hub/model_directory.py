@@ -116,7 +116,7 @@ class ModelDirectory:
 
     @property
     def details(self) -> dict[str, Any]:
-        """What the run wrote to the report of its model: data, time, parameters, and versions of packages."""
+        """The facts of the run from its model report: data, time, parameters, and versions of packages."""
         reports = (read_report(folder / METRICS) for folder in self.evaluations[:1] if folder == self.path)
         return dict(next((report.details for report in reports), {}))
 

@@ -216,7 +216,7 @@ def registered_head(name: str, config: Any, in_channels: Sequence[int], head_dim
 
 
 class HeadSpec(NamedTuple):
-    """How to build a head, and which feature maps it reads.
+    """The constructor of a head, and the feature maps that it reads.
 
     `build` takes a config, the number of channels of each map, and the width of an attention head. `fits` takes the
     strides (height, width) of the maps.

@@ -47,7 +47,7 @@ OBJECT_FAULTS = {
 
 @dataclass(frozen=True)
 class Occurrence:
-    """How often a value or class occurs (pixels, images or labeled keypoints), and the indices of its samples."""
+    """The frequency of a value or class (pixels, images or labeled keypoints), and the indices of its samples."""
 
     count: int = 0
     samples: tuple[int, ...] = ()

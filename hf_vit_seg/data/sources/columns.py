@@ -45,7 +45,7 @@ class ColumnsSource(SourceRecord):
 
     @property
     def title(self) -> str:
-        """What the table is called in messages and in the names of samples."""
+        """The name of the table in messages and in the names of samples."""
         raise NotImplementedError
 
     def load(self) -> Any:

@@ -1,4 +1,4 @@
-"""Inputs of batch inference: what they are, and a listing of their images that reads no pixels.
+"""Inputs of batch inference: their kinds, and a listing of their images without reading pixels.
 
 Inputs are image files, folders, glob patterns, fsspec addresses of these, tar files as written for WebDataset, Parquet
 files with a column of images, and datasets of the library `datasets` as `datasets://NAME?split=train`.

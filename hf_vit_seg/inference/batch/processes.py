@@ -46,7 +46,7 @@ Note = Callable[[Event], Any]
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How each process loads the model; `threads` is the number of torch's threads (0: torch's choice)."""
+    """Settings of loading the model in each process; `threads` is the number of torch's threads (0: torch's choice)."""
 
     name: str
     device: str | None = None
@@ -66,7 +66,7 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class Work:
-    """What a process does: the manifest, the model, how its results are written, and the working directory."""
+    """The work of a process: the manifest, the model, the settings of writing, and the working directory."""
 
     manifest: Manifest
     model: ModelSettings

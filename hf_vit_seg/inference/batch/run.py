@@ -39,7 +39,7 @@ WAIT = timedelta(days=1)  # for the process that plans
 
 
 class RunError(HfVitSegError):
-    """A run that cannot be started as given."""
+    """A run that cannot be started with its settings."""
 
 
 @dataclass(frozen=True)

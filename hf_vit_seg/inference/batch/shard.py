@@ -36,7 +36,7 @@ NOT_REPORTED = ("timings_ms",)  # results do not depend on the duration
 
 @dataclass(frozen=True)
 class WorkSettings:
-    """How a process works, which does not change the results.
+    """Settings of a process, which do not change the results.
 
     `batch_size` is the maximum number of images per forward pass; `readers` and `writers` are threads, `decoders`
     processes (0: the readers decode).
@@ -64,7 +64,7 @@ class ShardStatus:
 
     @property
     def complete(self) -> bool:
-        """Whether every image has results or failed for good."""
+        """Whether every image has results or a permanent failure."""
         return not any(each.lost for each in self.failures)
 
 

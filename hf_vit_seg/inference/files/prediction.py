@@ -129,7 +129,7 @@ class PredictOptions:
 
 @dataclass(frozen=True, eq=False)
 class FileFacts:
-    """What is known about an image file besides its pixels.
+    """Facts about an image file besides its pixels.
 
     The time to read it, the mask (H, W) of pixels without data or None, its georeference, and the coordinates of its
     polygons, None for pixels.
@@ -142,7 +142,7 @@ class FileFacts:
 
 
 class Preparation(Protocol):
-    """What is needed to read an image for a model, without the model itself."""
+    """Everything that reads an image for a model, without the model itself."""
 
     @property
     def channels(self) -> int:

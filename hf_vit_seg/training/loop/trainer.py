@@ -57,7 +57,7 @@ DRAWN_BATCHES = 2  # training batches with a figure
 
 
 class RunStatus(StrEnum):
-    """How a run ended."""
+    """The status of a finished run."""
 
     finished = "finished"
     early_stop = "stopped early"
