@@ -23,6 +23,7 @@ DATA_FILES = (
     "configs/labels/*.json",
     "examples/nuclei/model/*",
     "examples/nuclei/model/*/*.json",
+    "examples/nuclei/model/*/*/*.png",
     "examples/nuclei/data/*/*/*",
     "spaces/segmentation/*.md",
     "spaces/segmentation/*.txt",

@@ -358,11 +358,11 @@ def predict(
     ] = None,
     shards: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of shards. Default: of 16 to 1024 images each.", rich_help_panel=BATCH),
+        typer.Option(min=1, help="Number of shards. Default: 16 to 1024 images per shard.", rich_help_panel=BATCH),
     ] = None,
     engine: Annotated[
         Engine | None,
-        typer.Option(help="What starts the processes. Default: processes of this machine.", rich_help_panel=BATCH),
+        typer.Option(help="Launcher of the workers. Default: processes on this machine.", rich_help_panel=BATCH),
     ] = None,
     address: Annotated[
         str | None,
@@ -717,7 +717,8 @@ def convert(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Which weights of the file, such as state_dict_ema, model_ema or teacher.", rich_help_panel=FORMAT
+            help="Weights to convert if the file has several, such as state_dict_ema or teacher.",
+            rich_help_panel=FORMAT,
         ),
     ] = None,
     revision: Annotated[
@@ -954,7 +955,7 @@ def plugins() -> None:
 
 @command(example="hf-vit-seg env --json", prints_result=True)
 def env() -> None:
-    """Print what a bug report needs: versions, processor, devices and options, without user names or paths."""
+    """Print the environment for bug reports: versions, processor, devices, options; no user names or paths."""
     from .hub.environment import describe_environment, environment_view
 
     found = describe_environment()

@@ -90,7 +90,7 @@ def plugins() -> tuple[Plugin, ...]:
 
     def accept(value: Any) -> None:
         if not isinstance(value, Architecture):
-            raise TypeError(f"expected a hf_vit_seg.plugins.Architecture, found {type(value).__name__}")
+            raise TypeError(f"expected an hf_vit_seg.plugins.Architecture, found {type(value).__name__}")
         check_architecture(value, known)
         register(value)
         known.append(value)

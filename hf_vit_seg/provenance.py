@@ -27,7 +27,7 @@ from .text_files import parse, read_text
 CARD = "README.md"
 # A card with this line was written by this package, and is replaced when the model is pushed.
 MARK = "<!-- Written by hf_vit_seg. Remove this line to keep your own text when the model is pushed. -->"
-UNKNOWN = "The license of these weights is unknown; add it to the first lines of this file (`license: ...`)."
+UNKNOWN = "unknown; add it to the first lines of README.md (`license: ...`)"
 
 # The metadata between two lines `---`, and the text after them, as huggingface_hub finds them.
 FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n((?:.*?\n)??)---[ \t]*(?:\n|\Z)(.*)", re.DOTALL)

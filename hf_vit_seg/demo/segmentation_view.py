@@ -90,7 +90,8 @@ def scene_of(
 
 def failed_view(message: str) -> dict[str, Any]:
     """Return the view of an error: what failed, and what to do."""
-    return {"error": message[:1].upper() + message[1:]}
+    first = message.partition(" ")[0]
+    return {"error": message[:1].upper() + message[1:] if first.isalpha() else message}  # not the name of a file
 
 
 def legend_rows(result: Segmentation) -> tuple[np.ndarray, list[dict[str, Any]]]:

@@ -33,6 +33,7 @@ from hf_vit_seg.hub.card_text import package_bibtex
 from hf_vit_seg.hub.model_directory import model_directory
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.provenance import CARD, MARK, Provenance, card_metadata, provenance_from, provenance_of, write_card
+from hf_vit_seg.text_files import read_json_object
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, lineage
 from hf_vit_seg.training.evaluation.evaluate import Evaluation, report_of
 from hf_vit_seg.training.recipe.files import recipe_text
@@ -83,7 +84,7 @@ def test_card_of_a_run(hub, run):
     assert {result.dataset_split for result in results} == {"validation", "test"}
     for result in results:
         assert result.metric_value == report.scores[result.metric_type]
-        assert result.dataset_type == "me/nuclei-data" and "resized" in result.metric_args["protocol"]
+        assert result.dataset_type == "me/nuclei-data" and "its image processor" in result.metric_args["protocol"]
     (entry,) = parse_eval_result_entries(yaml.safe_load(files[".eval_results/me__nuclei-data.yaml"]))
     assert (entry.dataset_id, entry.value) == ("me/nuclei-data", report.scores["mean_iou"])
     assert "mean_iou; test split" in (entry.notes or "")
@@ -419,8 +420,13 @@ def test_card_of_the_example_has_the_scores_of_the_readme():
         if (result.dataset_split, result.metric_type) == ("test", "mean_iou")
     ]
     assert f"**{score:.3f}**" in readme and "60 images of the test split" in card.text
-    fresh = model_card(model_directory(NUCLEI), "examples/nuclei/model", CardOptions(has_code=False))
+    (figure,) = model_directory(NUCLEI).samples
+    picture = figure.relative_to(NUCLEI).as_posix()
+    fresh = model_card(model_directory(NUCLEI), "examples/nuclei/model", CardOptions(picture, has_code=False))
     assert str(fresh) == card.content
+    assert f"]({picture})" in card.text
+    config = read_json_object(NUCLEI / "config.json")
+    assert f"transformers {config['transformers_version']}" in section(card.content, "Environment")
 
 
 def test_citation_is_that_of_the_repository():

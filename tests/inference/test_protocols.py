@@ -307,7 +307,7 @@ def test_presets_are_complete_and_round_trip(preset):
 
 
 def test_protocol_descriptions():
-    assert segmenter().describe() == "whole image resized by its image processor"
+    assert segmenter().describe() == "whole image preprocessed by its image processor"
     image = noise(30, 40)
     assert segmenter()(image).protocol == "whole image at 48x56 (height x width)"
     words = segmenter(window=16, stride=(8, 12), blend="gaussian", scales=(1, 2), flip=True)(image).protocol

@@ -7,6 +7,7 @@ from importlib.metadata import EntryPoint
 from typing import ClassVar
 
 import pytest
+import torch
 from paths import REPOSITORY
 from plugin_environment import run_commands, write_distribution
 from rich.table import Table as View
@@ -15,9 +16,11 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from hf_vit_seg import architectures, entry_points, plugin_listing, plugins
+from hf_vit_seg.data.sources.registry import SOURCES, SourceError, open_source
 from hf_vit_seg.data.sources.source import SourceRecord
 from hf_vit_seg.data.transforms.batch_mixing import BatchOptions
-from hf_vit_seg.data.transforms.context import TransformOptions
+from hf_vit_seg.data.transforms.context import TransformContext, TransformOptions
+from hf_vit_seg.data.transforms.pipeline import TRANSFORMS, read_pipeline
 from hf_vit_seg.entry_points import PREFIX, HeadClass, Plugin, check_contract, load, load_all, subclass_of
 from hf_vit_seg.export.exporters import Exporter
 from hf_vit_seg.inference import runtimes
@@ -25,6 +28,7 @@ from hf_vit_seg.models.segmentation_heads import HEADS, find_head
 from hf_vit_seg.plugin_listing import GROUPS, TABLES, check_plugin, list_variants, models_view, unknown_groups
 from hf_vit_seg.plugins import accept_head, check_architecture
 from hf_vit_seg.records import Record, RecordError, Table
+from hf_vit_seg.training.losses.registry import LOSSES, LossSum
 from hf_vit_seg.training.losses.terms import Loss, LossTerm
 
 BROKEN = {
@@ -302,6 +306,73 @@ class WrongExporter(NamelessExporter):
 def test_wrong_plugin_names_the_rule_it_breaks(group, value, rule):
     with pytest.raises(TypeError, match=rule):
         contract_of(group)(value)
+
+
+class LossWithoutTerm(Loss):
+    def build(self, num_classes, ignore_index, class_frequencies=None):
+        return None
+
+
+class SumTerm(LossTerm):
+    def forward(self, logits, labels):
+        return logits.sum()
+
+
+class SumLoss(Loss):
+    def build(self, num_classes, ignore_index, class_frequencies=None):
+        return SumTerm(ignore_index)
+
+
+class ImageOnly(TransformOptions):
+    def build(self, context):
+        return lambda image, target: image
+
+
+class TransformWithoutStep(TransformOptions):
+    def build(self, context):
+        return None
+
+
+class ListSource(SourceRecord):
+    tasks = ("segmentation",)
+
+    def open(self, task, channels=3):
+        return [1]
+
+
+CONTEXT = TransformContext("segmentation", lambda height, width: (height, width), None, (0.0,) * 3, (1.0,) * 3)
+
+
+def add_plugin(monkeypatch, table, name, value):
+    """Add a row of a plugin to a table."""
+    monkeypatch.setitem(table.rows, name, value)
+
+
+@pytest.mark.parametrize("name", ["half", "type", "loss_term"])
+def test_losses_of_plugins_may_have_any_name(monkeypatch, name):
+    add_plugin(monkeypatch, LOSSES, name, SumLoss)
+    losses = LossSum.from_recipe({name: {"weight": 2.0}, "dice": None}, "segmentation", 3, 255)
+    assert losses.names == (name, "dice")
+    logits, labels = torch.ones(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64)
+    assert losses.totals(logits, labels)[0] == 12
+    with pytest.raises(RecordError, match="3 channels, expected 2"):  # a head that ignores num_labels
+        LossSum.from_recipe({name: None}, "segmentation", 2, 255).totals(logits, labels)
+
+
+def test_results_of_plugins_are_checked(monkeypatch):
+    add_plugin(monkeypatch, LOSSES, "absent", LossWithoutTerm)
+    with pytest.raises(RecordError, match=r"loss.absent: LossWithoutTerm.build returned NoneType"):
+        LossSum.from_recipe({"absent": None}, "segmentation", 2, 255)
+    add_plugin(monkeypatch, SOURCES, "numbers", ListSource)
+    with pytest.raises(SourceError, match=r"data: ListSource.open returned list without read"):
+        open_source({"kind": "numbers"}, "segmentation")
+    add_plugin(monkeypatch, TRANSFORMS, "no_step", TransformWithoutStep)
+    with pytest.raises(RecordError, match=r"transforms.0: TransformWithoutStep.build returned NoneType"):
+        read_pipeline(["no_step"], CONTEXT)
+    add_plugin(monkeypatch, TRANSFORMS, "image_only", ImageOnly)
+    pipeline = read_pipeline(["image_only"], CONTEXT)
+    with pytest.raises(RecordError, match=r"transforms.0: ImageOnly must return an image"):
+        pipeline(torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(

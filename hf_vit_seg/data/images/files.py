@@ -214,7 +214,7 @@ def raise_image_errors(file: object) -> Iterator[None]:
     except PermissionError as error:
         raise ImageFileError(f"{file}: no permission to read the file") from error
     except Image.UnidentifiedImageError as error:
-        raise ImageFileError(f"{file}: not a supported image file") from error
+        raise ImageFileError(f"{file}: not a supported image file; convert it to PNG, JPEG, TIFF or WebP") from error
     except Exception as error:  # decoders of broken files raise OSError, SyntaxError, ValueError, struct.error ...
         raise ImageFileError(f"{file}: the image cannot be decoded ({decoder_message(error)})") from error
 

@@ -20,6 +20,8 @@ from .sklearn_digits import DigitsSource
 from .source import Source, SourceError, SourceRecord
 from .tar_shards import WebDatasetSource
 
+METHODS = ("__len__", "read", "name", "files", "group")  # of a Source
+
 SOURCES: Table[SourceRecord] = Table(
     "data source",
     {
@@ -54,9 +56,16 @@ def open_source(settings: Mapping[str, Any], task: str, channels: int = 3, locat
             f"{', '.join(fitting)}, or change the task"
         )
     try:
-        return record.open(task, channels)
+        source = record.open(task, channels)
     except SourceError as error:
         raise SourceError(f"{location}: {error}") from None
+    missing = [name for name in METHODS if not hasattr(source, name)]
+    if missing:
+        raise SourceError(
+            f"{location}: {type(record).__name__}.open returned {type(source).__name__} without {', '.join(missing)}, "
+            "expected a Source"
+        )
+    return source
 
 
 __all__ = ["SOURCES", "Source", "SourceError", "SourceRecord", "open_source"]

@@ -5,6 +5,7 @@ transforms.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -130,9 +131,35 @@ def build_step(row: TransformOptions, context: TransformContext, location: str) 
         tasks = " or ".join(sorted(row.tasks))
         raise RecordError(f"{location}: this transform requires the task {tasks}, found {context.task}")
     try:
-        return row.build(context)
+        step = row.build(context)
     except HfVitSegError as error:
         raise RecordError(f"{location}: {error}") from error
+    name = type(row).__name__
+    if not callable(step):
+        raise RecordError(f"{location}: {name}.build returned {type(step).__name__}, expected a callable")
+    return step if type(row) in TRANSFORMS.own.values() else PluginStep(step, f"{location}: {name}")
+
+
+@dataclass(frozen=True)
+class PluginStep:
+    """A transform of another package, whose results are checked; `name` is its name in messages."""
+
+    step: Callable[..., Any]
+    name: str
+
+    def __call__(self, image: torch.Tensor, target: Any) -> tuple[torch.Tensor, Any]:
+        """Transform an image and its target. Raises RecordError if the result is not an image and a target."""
+        found = self.step(image, target)
+        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], torch.Tensor)):
+            raise RecordError(f"{self.name} must return an image (a tensor) and a target, found {describe(found)}")
+        return found
+
+
+def describe(result: Any) -> str:
+    """Describe the type of a transform's result."""
+    if isinstance(result, tuple):
+        return f"({', '.join(type(part).__name__ for part in result)})"
+    return type(result).__name__
 
 
 __all__ = ["TRANSFORMS", "Pipeline", "TransformContext", "TransformOptions", "read_pipeline"]

@@ -204,7 +204,7 @@ class Protocol(Record):
     def describe_size(self) -> str:
         """Describe the size rule."""
         rule = self.size or ("processor" if self.window is None else "own")
-        words = {"processor": "resized by its image processor", "own": "at its own size"}
+        words = {"processor": "preprocessed by its image processor", "own": "at its own size"}
         multiple = f", sides up to multiples of {self.divisor}" if self.divisor else ""
         return (words[rule] if isinstance(rule, str) else str(rule)) + multiple
 

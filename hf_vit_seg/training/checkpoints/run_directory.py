@@ -37,7 +37,7 @@ from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 from hf_vit_seg.training.reports.metrics_report import MetricsReport, write_report
 from hf_vit_seg.training.reports.run_log import FILE as LOG
 
-PLOTS, SAMPLES = "plots", "samples"
+PLOTS, SAMPLES, TEST = "plots", "samples", "test"
 ERRORS = "error.log"
 FACTS = "data_facts.json"  # cached data checks, for resumed runs
 SKIPPED = "skipped.json"  # split, name and reason of each
@@ -56,7 +56,7 @@ class RunDirectory:
         self.path = path
         self.best, self.last, self.checkpoints = path / "best", path / "last", path / "checkpoints"
         self.samples, self.recipe, self.facts = path / SAMPLES, path / RECIPE, path / FACTS
-        self.test, self.plots, self.errors = path / "test", path / PLOTS, path / ERRORS
+        self.test, self.plots, self.errors = path / TEST, path / PLOTS, path / ERRORS
 
     @property
     def model(self) -> Path:

@@ -79,7 +79,7 @@ def title_of(report: MetricsReport, shown: int) -> str:
     """Return the title in two lines."""
     classes = len(report.names)
     some = f"the {shown} of {classes} classes with most mistakes, " if shown < classes else ""
-    return f"Confusion matrix\n{some}per cent of each row, {report.split} split"
+    return f"Confusion matrix\n{some}percent of each row, {report.split} split"
 
 
 def draw_matrix(axes: Axes, shares: np.ndarray, names: list[str], sheet: Sheet) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,19 +10,22 @@ from PIL import Image
 
 from hf_vit_seg.atomic_io import write_text
 from hf_vit_seg.drawing.data_urls import data_url, image_url
-from hf_vit_seg.training.checkpoints.run_directory import FACTS, PLOTS, RECIPE, REPORT, SAMPLES
+from hf_vit_seg.training.checkpoints.run_directory import FACTS, PLOTS, RECIPE, REPORT, SAMPLES, TEST
+from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 from hf_vit_seg.training.reports.metrics_report import (
     MetricsReport,
     about,
     class_cells,
     decimal,
     describe_never_predicted,
+    read_report,
     title_of,
 )
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 WIDEST, QUALITY = 1600, 85  # of samples, which are embedded as JPEG
 BATCHES, EXTREMES = "training_batch_", ("worst_", "best_")
+CURVES = ("training", "metrics")
 
 
 @dataclass(frozen=True)
@@ -36,31 +39,37 @@ class Embedded:
 def write_html_report(directory: Path, report: MetricsReport | None) -> Path:
     """Write report.html for the run in `directory` from its plots, samples, recipe and data facts, atomically.
 
-    `report` has the scores; None before the first evaluation.
+    `report` has the scores; None before the first evaluation. The results on the test split are added if they exist.
     """
     from jinja2 import Environment
 
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         TEMPLATE.read_text("utf-8")
     )
-    plots, samples = sorted((directory / PLOTS).glob("*.png")), sorted((directory / SAMPLES).glob("*.png"))
+    test = directory / TEST
+    reports = [report] if report else []
+    if (test / METRICS).exists():
+        reports.append(read_report(test / METRICS))
+    plots, samples = list_images(directory / PLOTS), list_images(directory / SAMPLES)
     batches = [path for path in plots if path.stem.startswith(BATCHES)]
     extremes = [path for path in samples if path.stem.startswith(EXTREMES)]
-    header, rows = class_cells(report) if report else ([], [])
-    recipe, never = directory / RECIPE, report and describe_never_predicted(report)
+    sections = [
+        ("Training and evaluation", [path for path in plots if path not in batches]),
+        ("Best and worst images", extremes),
+        ("Predictions", [path for path in samples if path not in extremes]),
+        ("Evaluation on the test split", list_images(test / PLOTS)),
+        ("Predictions on the test split", list_images(test / SAMPLES)),
+        ("Training batches", batches),
+    ]
+    recipe = directory / RECIPE
     text = template.render(
         name=directory.resolve().name,
-        summary=about(report) if report else "No evaluation yet.",
-        warnings=[never] if never else [],
-        scores=[(title_of(name), decimal(value)) for name, value in report.numbers().items()] if report else [],
-        sections=[
-            ("Training and evaluation", embed_all(path for path in plots if path not in batches)),
-            ("Lowest and highest scores", embed_all(extremes)),
-            ("Predictions", embed_all(path for path in samples if path not in extremes)),
-            ("Training batches", embed_all(batches)),
-        ],
-        class_header=header,
-        classes=rows,
+        summaries=[about(each) for each in reports] or ["No evaluation yet."],
+        warnings=list(filter(None, map(describe_never_predicted, reports))),
+        splits=[each.split for each in reports],
+        scores=score_rows(reports),
+        sections=[(title, [embed(path) for path in paths]) for title, paths in sections],
+        class_tables=[(each.split, *class_cells(each)) for each in reports],
         data=data_rows(directory / FACTS),
         recipe=recipe.read_text("utf-8") if recipe.exists() else "",
     )
@@ -68,16 +77,26 @@ def write_html_report(directory: Path, report: MetricsReport | None) -> Path:
     return directory / REPORT
 
 
-def embed_all(paths: Iterable[Path]) -> list[Embedded]:
-    """Embed image files; plots as they are, larger images as JPEG."""
-    return [embed(path) for path in paths]
+def list_images(directory: Path) -> list[Path]:
+    """List the PNG files of a directory: the curves of the training first, the others by name."""
+    return sorted(directory.glob("*.png"), key=lambda path: (path.stem not in CURVES, path.stem))
+
+
+def score_rows(reports: Sequence[MetricsReport]) -> list[list[str]]:
+    """Return a row for each metric: its title and its value in each report, empty where a report does not have it."""
+    numbers = [report.numbers() for report in reports]
+    names = dict.fromkeys(name for each in numbers for name in each)
+    return [[title_of(name), *(decimal(each[name]) if name in each else "" for each in numbers)] for name in names]
 
 
 def embed(path: Path) -> Embedded:
-    """Embed an image file as a data URL."""
-    caption = path.stem.replace("_", " ")
-    if path.parent.name == PLOTS and not path.stem.startswith(BATCHES):
-        return Embedded(data_url(path.read_bytes(), "PNG"), caption)
+    """Embed an image file as a data URL: plots as they are, larger images as JPEG."""
+    caption = path.stem.replace("_", " ").replace("iou", "IoU")
+    if path.parent.name == PLOTS:
+        if not path.stem.startswith(BATCHES):
+            return Embedded(data_url(path.read_bytes(), "PNG"), caption)
+    elif not path.stem.startswith(EXTREMES):
+        caption = path.stem  # the name of the image
     with Image.open(path) as image:
         shown = image.convert("RGB")
     shown.thumbnail((WIDEST, shown.height))

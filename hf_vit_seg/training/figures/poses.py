@@ -38,7 +38,7 @@ def pose_figure(
     shown = resize_for_display(photo, size)
     return grid(
         [
-            add_caption(draw_skeletons(shown, labeled, labeled[..., 2] > 0, scale, skeleton), "truth"),
+            add_caption(draw_skeletons(shown, labeled, labeled[..., 2] > 0, scale, skeleton), "ground truth"),
             add_caption(
                 draw_skeletons(shown, found, found[..., 2] >= MIN_SCORE, scale, skeleton, show_uncertain=True),
                 f"prediction{', ' if note else ''}{note}",

@@ -66,7 +66,7 @@ def segmentation_figure(
     wrong = float((found != labels)[counted].mean()) if counted.any() else 0.0
     panels = [
         add_caption(photo, "photo"),
-        add_caption(draw_overlay(photo, shown, colors, [], longest_side=None), "truth"),
+        add_caption(draw_overlay(photo, shown, colors, [], longest_side=None), "ground truth"),
         add_caption(
             draw_overlay(photo, guess, colors, [], longest_side=None), f"prediction, mIoU {score(scores['mean_iou'])}"
         ),

@@ -34,7 +34,7 @@ def segment_figure(
     size = panel_size((labels.shape[1], labels.shape[0]))
     photo = resize_for_display(as_rgb(image), size)
     panels = [add_caption(photo, "photo")]
-    for title, shown, kinds in (("truth", labels, truth.classes), ("prediction", numbers, classes)):
+    for title, shown, kinds in (("ground truth", labels, truth.classes), ("prediction", numbers, classes)):
         drawn = draw_numbers(photo, shown, segment_colors(kinds, stuff, palette), longest_side=None)
         panels.append(add_caption(drawn, f"{title}, {count_objects(kinds, stuff)}"))
     return grid(panels, len(panels))

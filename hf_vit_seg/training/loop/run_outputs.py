@@ -42,6 +42,10 @@ class RunOutputs:
         write_html_report(self.directory.path, report)
         self.drawn = time.monotonic()
 
+    def write_report(self) -> None:
+        """Write report.html again, with the results on the test split."""
+        write_html_report(self.directory.path, find_report(self.directory.path))
+
     def finish(self) -> None:
         """Write everything at the end of a run, with the scores of the best model."""
         write_results(self.directory.path)

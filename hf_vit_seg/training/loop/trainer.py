@@ -281,6 +281,7 @@ def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerat
         if ending is not RunStatus.interrupted:
             if recipe.data.test is not None:
                 evaluate_on_test(directory, parts.recipe)
+                on_main_process(accelerator, run.outputs.write_report)
             on_main_process(accelerator, lambda: resolve_name(CARDS)(directory))
         return ending
     finally:

@@ -43,12 +43,16 @@ MODEL_LOSS: tuple[Task, ...] = ("pose", "instance", "panoptic")  # tasks with a 
 
 
 class LossSum(nn.Module):
-    """The weighted sum of terms, each a sum over units, so that terms add up over batches and processes."""
+    """The weighted sum of terms, each a sum over units, so that terms add up over batches and processes.
 
-    def __init__(self, terms: Mapping[str, LossTerm], weights: Sequence[float]):
+    With `num_classes`, logits with another number of channels raise RecordError.
+    """
+
+    def __init__(self, terms: Mapping[str, LossTerm], weights: Sequence[float], num_classes: int | None = None):
         super().__init__()
-        self.terms = nn.ModuleDict(terms)
-        self.weights = tuple(weights)
+        self.names = tuple(terms)  # of the terms, in the order of sums and units
+        self.terms = nn.ModuleList(terms.values())  # in a ModuleDict, a plugin could not be named "half" or "type"
+        self.weights, self.num_classes = tuple(weights), num_classes
 
     @classmethod
     def from_recipe(
@@ -71,13 +75,11 @@ class LossSum(nn.Module):
                 terms[name] = row.build(num_classes, ignore_index, class_frequencies)
             except RecordError as error:
                 raise RecordError(f"loss.{name}: {error}") from None
+            if not isinstance(terms[name], LossTerm):
+                found = type(terms[name]).__name__
+                raise RecordError(f"loss.{name}: {type(row).__name__}.build returned {found}, expected a LossTerm")
             weights.append(row.weight)
-        return cls(terms, weights)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the terms, in the order of sums and units."""
-        return tuple(self.terms)
+        return cls(terms, weights, num_classes)
 
     def units(self, labels: torch.Tensor) -> torch.Tensor:
         """Return the number of units of each term (T,), float32."""
@@ -85,6 +87,11 @@ class LossSum(nn.Module):
 
     def totals(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return each term's sum over units (T,), float32 or float64, for logits (B, K, h, w) or (B, K)."""
+        if self.num_classes is not None and logits.shape[1] != self.num_classes:
+            raise RecordError(
+                f"the model returned logits with {logits.shape[1]} channels, expected {self.num_classes}; a "
+                "segmentation head must return (B, num_labels, h, w)"
+            )
         return torch.stack([term(logits, labels) for term in self.each()])
 
     def combine(self, totals: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
@@ -98,7 +105,7 @@ class LossSum(nn.Module):
 
     def each(self) -> list[LossTerm]:
         """Return the terms in order."""
-        return list(cast(Iterable[LossTerm], self.terms.values()))
+        return list(cast(Iterable[LossTerm], self.terms))
 
 
 def read_losses(losses: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Loss]:

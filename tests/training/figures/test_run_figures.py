@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from hf_vit_seg.training.figures.classes import precision_recall_figure
 from hf_vit_seg.training.figures.curves import training_figure
 from hf_vit_seg.training.figures.html_report import write_html_report
 from hf_vit_seg.training.figures.training_batches import SIDE, as_image, image_labels, training_batch_figure
-from hf_vit_seg.training.reports.metrics_report import MetricsReport, describe_never_predicted
+from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
+from hf_vit_seg.training.reports.metrics_report import MetricsReport, about, describe_never_predicted, write_report
 from hf_vit_seg.training.reports.results_table import result_rows, write_results
 from hf_vit_seg.training.reports.run_log import RunLog, flatten
 
@@ -162,3 +164,19 @@ def test_report_is_one_file(tmp_path):
     assert "http" not in text  # nothing is loaded
     assert "<td>unusable samples</td><td>1</td>" in text
     assert "No evaluation yet" in write_html_report(tmp_path, None).read_text()
+
+
+def test_report_has_the_test_split(tmp_path):
+    for folder in (tmp_path, tmp_path / "test"):
+        for name in ("plots/per_class_iou", "samples/a"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 30), (10, 20, 30)).save((folder / name).with_suffix(".png"))
+    validation = report_of([[8, 2], [0, 5]])
+    test = replace(validation, split="test", scores={**validation.scores, "mean_iou": 0.75})
+    before = write_html_report(tmp_path, validation).read_text()
+    assert f"<p>{about(test)}</p>" not in before
+    write_report(test, tmp_path / "test" / METRICS)
+    text = write_html_report(tmp_path, validation).read_text()
+    assert text.count("<img") == 4
+    assert f"<p>{about(validation)}</p>" in text and f"<p>{about(test)}</p>" in text
+    assert "<td>mIoU</td><td>0.5000</td><td>0.7500</td>" in text
