@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
-from hf_vit_seg.data.images.nodata import NodataSetting, file_nodata, fill_missing, find_nodata
+from hf_vit_seg.data.images.nodata import NodataSetting, fill_missing, find_nodata
 from hf_vit_seg.data.labels.class_entries import ClassSettings
 from hf_vit_seg.data.labels.class_table import ClassTable, ClassTableError, UnknownValueError
 from hf_vit_seg.data.labels.names import normalize_name
@@ -199,7 +199,8 @@ class RawDataset:
 
     def raw(self, index: int) -> RawSample:
         """Read a sample with its raw target, bypassing the cache. Raises ImageFileError for unusable samples."""
-        sample = self._mark_missing(self.source.read(self.indices[index]), self.files(index))
+        sample = self.source.read(self.indices[index])
+        sample = self._mark_missing(sample, sample.encoded or self.files(index))
         check_sample(sample, self.location(index))
         if isinstance(sample.target, RawSegments):
             return replace(sample, target=name_classes(sample.target, self.class_table))
@@ -245,7 +246,7 @@ class RawDataset:
             unlabeled, self.class_table.ignore_index
         )
 
-    def _mark_missing(self, sample: RawSample, files: Sequence[Path]) -> RawSample:
+    def _mark_missing(self, sample: RawSample, files: Sequence[Path | ImageBytes | None]) -> RawSample:
         """Fill pixels of the image without data, and mark these and labels without data."""
         nodata = find_nodata(self.nodata, files[0] if files else None)
         context = self.context
@@ -253,11 +254,11 @@ class RawDataset:
         image, missing = fill_missing(sample.image, nodata, lambda: fill)
         target, unlabeled = sample.target, missing
         if isinstance(target, torch.Tensor) and target.ndim == 2 and self.nodata == "file" and len(files) > 1:
-            value = file_nodata(files[-1])
+            value = find_nodata("file", files[-1])
             if value is not None and value not in dict(self.class_table.targets) and (target == value).any():
                 found = target == value
                 unlabeled = found if unlabeled is None or unlabeled.shape != found.shape else unlabeled | found
-        return replace(sample, image=image, missing=missing, unlabeled=unlabeled)
+        return replace(sample, image=image, missing=missing, unlabeled=unlabeled, encoded=())
 
     def location(self, index: int) -> str:
         """Return the file that holds a sample's target, or the sample's name."""

@@ -3,9 +3,12 @@
 Shapes: C channels, H W pixels, K keypoints or classes, n segments.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+
+from hf_vit_seg.data.images.files import ImageBytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +87,8 @@ class RawSample:
     `missing` (H, W) are pixels of the image without data, and `unlabeled` (H, W) those whose label is ignored because
     image or mask have no data there; None if there are none.
     `name` is unique within the source and identifies the sample in messages. `notes` are warnings of the source, the
-    same text for the same kind of finding: `check-data` counts the samples that have it.
+    same text for the same kind of finding: `check-data` counts the samples that have it. `encoded` are the files that
+    image and mask were read from, None for arrays; empty if they are those of `Source.files`.
     """
 
     name: str
@@ -93,3 +97,4 @@ class RawSample:
     notes: tuple[str, ...] = ()
     missing: torch.Tensor | None = None
     unlabeled: torch.Tensor | None = None
+    encoded: tuple[Path | ImageBytes | None, ...] = field(default=(), repr=False)

@@ -76,7 +76,7 @@ def load_file(
     in training and in tiles. The last item is their mask (H, W) bool; None if there are none.
     """
     pixels = read_pixels(file, channels, max_pixels)
-    nodata = file_nodata(file) if isinstance(file, Path) else None
+    nodata = file_nodata(file)
     context = TransformContext.from_processor
     pixels, missing = fill_missing(pixels, nodata, lambda: context(processor, "segmentation").stored_mean(pixels))
     check_finite(pixels, file)

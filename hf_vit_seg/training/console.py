@@ -69,7 +69,9 @@ def evaluate_command(
         loaded = load_recipe(recipe or recipe_of_model(model), settings)
         folder = out or evaluation_folder(model, split)
         report = evaluate_model(model, loaded, split, folder, convert=convert)
-        for line in describe_data({split: loaded.data.model_dump().get(split)}):
+        data = loaded.data.model_dump()
+        source = "train" if split == "validation" and not data["validation"] else split  # a share of it
+        for line in describe_data({source: data.get(source)}):
             print_on_main(line)
         if is_main():
             print_result(report_view(report), partial(report_content, report))

@@ -52,8 +52,9 @@ LEVELS: dict[str, list[set[str]]] = {
         {"datasets", "collation"},
         {"sources", "transforms"},
         {"storage"},
-        {"labels", "images", "statistics", "stream"},
-        {"samples", "wording"},
+        {"labels", "statistics", "stream"},
+        {"samples"},
+        {"images", "wording"},
     ],
     "inference": [
         {"__init__", "console", "pipeline"},

@@ -5,6 +5,7 @@ import shlex
 import pytest
 
 from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.training import console
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.console import print_results, resume_command
 from hf_vit_seg.training.loop import trainer
@@ -37,3 +38,15 @@ def test_path_in_the_command_of_a_failed_evaluation_is_quoted(tmp_path, monkeypa
         evaluate_on_test(directory, load_recipe("nuclei"))
     command = "hf-vit-seg evaluate" + str(error.value).rpartition("hf-vit-seg evaluate")[2]
     assert shlex.split(command) == ["hf-vit-seg", "evaluate", str(directory.model), "--split", "test"]
+
+
+@pytest.mark.parametrize(("split", "source"), [("validation", "train"), ("test", "test")])
+def test_evaluation_prints_the_data_that_it_reads(tmp_path, monkeypatch, capsys, split, source):
+    monkeypatch.setattr(console, "evaluate_model", lambda *_, **__: None)
+    monkeypatch.setattr(console, "print_result", lambda *_: None)
+    monkeypatch.setattr(console, "report_view", lambda *_: None)
+    recipe = load_recipe("nuclei")  # the validation split is a share of the training split
+    assert console.evaluate_command("model", [], "nuclei", split, tmp_path) == 0
+    settings = recipe.data.model_dump()[source]
+    line = f"data.{source}: images {settings['images']}, masks {settings['masks']}"
+    assert line in capsys.readouterr().out.splitlines()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from .files import TIFFS, first_bytes, raise_image_errors
+from .files import TIFFS, ImageBytes, as_stream, first_bytes, raise_image_errors
 
 IMPLAUSIBLE = 1e30  # no measured value; declared as missing, it is so in a single channel too
 NODATA = 42113  # the TIFF tag GDAL_NODATA
@@ -30,20 +30,20 @@ def page_nodata(page: Any) -> float | None:
         return None
 
 
-def file_nodata(path: Path) -> float | None:
+def file_nodata(file: Path | ImageBytes) -> float | None:
     """Return the value of pixels without data that a file declares; None for files other than TIFFs."""
     import tifffile
 
-    if not first_bytes(path).startswith(TIFFS):
+    if not first_bytes(file).startswith(TIFFS):
         return None
-    with raise_image_errors(path), tifffile.TiffFile(path) as tiff:
+    with raise_image_errors(file), tifffile.TiffFile(as_stream(file)) as tiff:
         return page_nodata(tiff.pages.first)
 
 
-def find_nodata(setting: NodataSetting, path: Path | None) -> float | None:
-    """Return the value of pixels without data by a recipe's setting, for the file at `path`, if there is one."""
+def find_nodata(setting: NodataSetting, file: Path | ImageBytes | None) -> float | None:
+    """Return the value of pixels without data by a recipe's setting, for a file, if there is one."""
     if setting == "file":
-        return None if path is None else file_nodata(path)
+        return None if file is None else file_nodata(file)
     return None if setting == "none" else float(setting)
 
 

@@ -205,22 +205,22 @@ class HubDataset:
     def read(self, index: int) -> RawSample:
         """Read a row. Raises ImageFileError."""
         row, name = self.data[index], self.name(index)
-        pixels = self.read_pixels(row, name)
-        target = row[self.target]
+        image, target = self.cell(row, self.image, name), row[self.target]
+        pixels, encoded = self.pixels_of_cell(image, name), (encoded_file(image),)
         if isinstance(target, str) and self.class_names:
-            return RawSample(name, pixels, self.class_names.index(normalize_name(target)))
+            return RawSample(name, pixels, self.class_names.index(normalize_name(target)), encoded=encoded)
         if isinstance(target, int):
-            return RawSample(name, pixels, target)
+            return RawSample(name, pixels, target, encoded=encoded)
         if self.multi_label:
-            return RawSample(name, pixels, Labels(self.indices(target or [])))
-        return RawSample(name, pixels, mask_of_cell(self.cell(row, self.target, name), name))
+            return RawSample(name, pixels, Labels(self.indices(target or [])), encoded=encoded)
+        mask = self.cell(row, self.target, name)
+        return RawSample(name, pixels, mask_of_cell(mask, name), encoded=(*encoded, encoded_file(mask)))
 
-    def read_pixels(self, row: dict[str, Any], name: str) -> torch.Tensor:
-        """Read the image of a row."""
-        image = self.cell(row, self.image, name)
-        if is_file(image):
-            return read_pixels(image, self.channels)
-        return array_pixels(image, self.channels, name, MAX_PIXELS)
+    def pixels_of_cell(self, cell: Any, name: str) -> torch.Tensor:
+        """The image in a cell, an encoded file or an array."""
+        if is_file(cell):
+            return read_pixels(cell, self.channels)
+        return array_pixels(cell, self.channels, name, MAX_PIXELS)
 
     def indices(self, labels: Sequence[int | str]) -> tuple[int, ...]:
         """Return the class indices of an image's labels, integers or names."""
@@ -276,12 +276,18 @@ class SegmentsDataset(HubDataset):
         instances = mask_of_cell(self.cell(row, self.target, name), name)
         class_map = None if self.class_map is None else mask_of_cell(self.cell(row, self.class_map, name), name)
         segments, notes = join_segments(instances, class_map, self.divisor, f"{name}, column '{self.target}'")
-        return RawSample(name, self.read_pixels(row, name), segments, notes)
+        image = self.cell(row, self.image, name)
+        return RawSample(name, self.pixels_of_cell(image, name), segments, notes, encoded=(encoded_file(image),))
 
 
 def mask_of_cell(cell: Any, name: str) -> torch.Tensor:
     """Return the mask in a cell, an encoded file or an array."""
     return read_mask(cell) if is_file(cell) else array_mask(move_channels_first(cell, (1, 3, 4), name), name)
+
+
+def encoded_file(cell: Any) -> File | None:
+    """The encoded file in a cell; None for an array."""
+    return cell if is_file(cell) else None
 
 
 def to_array(value: Any, dtype: str | None, name: str) -> np.ndarray:

@@ -34,11 +34,12 @@ class FileSource:
 
     def read(self, index: int) -> RawSample:
         """Read a sample. Raises ImageFileError, or ConnectionLost."""
-        target, (image, *masks) = self.targets[index], self.places(index)
+        target, files = self.targets[index], self.encoded_files(index)
         return RawSample(
             name=self.name(index),
-            image=read_pixels(file_at(image), self.channels),
-            target=target if not isinstance(target, str) else read_mask(file_at(masks[0])),
+            image=read_pixels(files[0], self.channels),
+            target=target if not isinstance(target, str) else read_mask(files[1]),
+            encoded=files,
         )
 
     def name(self, index: int) -> str:

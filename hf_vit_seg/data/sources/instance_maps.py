@@ -134,9 +134,9 @@ class InstanceMaps:
 
     def read(self, index: int) -> RawSample:
         """Read an image and its segments. Raises ImageFileError, or ConnectionLost."""
-        image = read_pixels(file_at(self.places(index)[0]), self.channels)
+        file = file_at(self.places(index)[0])
         target, notes = self.segments(index)
-        return RawSample(self.name(index), image, target, notes)
+        return RawSample(self.name(index), read_pixels(file, self.channels), target, notes, encoded=(file,))
 
     def segments(self, index: int) -> tuple[RawSegments, tuple[str, ...]]:
         """Read the segments of an image, and notes on them."""

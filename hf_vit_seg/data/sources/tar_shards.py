@@ -249,14 +249,16 @@ class TarSource:
 
     def read(self, index: int) -> RawSample:
         """Read a sample. Raises ImageFileError, or ConnectionLost."""
-        image = read_pixels(self.file("image", index), self.channels)
+        file = self.file("image", index)
+        image = read_pixels(file, self.channels)
         if self.labels is not None:
-            return RawSample(self.name(index), image, self.labels[index])
+            return RawSample(self.name(index), image, self.labels[index], encoded=(file,))
         if "instance" not in self.members:
-            return RawSample(self.name(index), image, read_mask(self.file("mask", index)))
+            mask = self.file("mask", index)
+            return RawSample(self.name(index), image, read_mask(mask), encoded=(file, mask))
         class_map = self.file("mask", index) if "mask" in self.members else None
         segments, notes = read_segments(self.file("instance", index), class_map, self.divisor)
-        return RawSample(self.name(index), image, segments, notes)
+        return RawSample(self.name(index), image, segments, notes, encoded=(file,))
 
     def file(self, kind: str, index: int) -> ImageBytes:
         """Read the file of a kind. Raises ImageFileError, or ConnectionLost."""

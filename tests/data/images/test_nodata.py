@@ -2,10 +2,14 @@
 
 import json
 import math
+import tarfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import tifffile
 import torch
@@ -13,10 +17,11 @@ from tiny_runs import log, run, weights, write_recipe
 
 from hf_vit_seg.data.checks.check import check
 from hf_vit_seg.data.datasets import open_split
-from hf_vit_seg.data.images.files import ImageFileError
+from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
 from hf_vit_seg.data.statistics import compute_statistics
 from hf_vit_seg.inference.dense.image_preparation import prepare
 from hf_vit_seg.inference.dense.protocols import Protocol
+from hf_vit_seg.inference.image_inputs import load_file
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
 from hf_vit_seg.training.recipe_loading import load_recipe
 
@@ -160,3 +165,57 @@ def test_training_with_a_declared_value_equals_training_with_the_mean_in_its_pla
     assert log(tmp_path / "run", "evaluation") == log(tmp_path / "other", "evaluation")
     one, two = weights(tmp_path / "run" / "last"), weights(tmp_path / "other" / "last")
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def write_tar(folder: Path, target: Path) -> Path:
+    """The images and masks of a folder as samples of a tar file."""
+    with tarfile.open(target, "w") as archive:
+        for path in sorted((folder / "images").iterdir()):
+            archive.add(path, path.name)
+            archive.add(folder / "masks" / path.name, f"{path.stem}.mask.tif")
+    return target
+
+
+def write_table(folder: Path, target: Path) -> Path:
+    """The images and masks of a folder as encoded bytes in the rows of a Parquet file."""
+    rows = [
+        {"image": path.read_bytes(), "mask": (folder / "masks" / path.name).read_bytes()}
+        for path in sorted((folder / "images").iterdir())
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), target)
+    return target
+
+
+def upload(folder: Path, address: str) -> str:
+    """Copy a folder to an address in memory."""
+    fsspec.filesystem("memory").put(str(folder), address, recursive=True)
+    return address
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet", "folders"])
+def test_declared_values_of_files_in_archives_tables_and_at_addresses(tmp_path, kind):
+    folder = write_floats(tmp_path / "data", -9999, tag="-9999")
+    mask = np.full((SIDE, SIDE), 1, np.uint8)
+    mask[-8:] = 200
+    tifffile.imwrite(folder / "masks" / "0.tif", mask, extratags=[(42113, "s", 0, "200", True)])
+    sources = {
+        "webdataset": lambda: {"urls": str(write_tar(folder, tmp_path / "a.tar")), "mask": "mask.tif"},
+        "parquet": lambda: {"data_files": str(write_table(folder, tmp_path / "a.parquet")), "mask_column": "mask"},
+        "folders": lambda: {
+            "images": upload(folder / "images", f"memory:/{tmp_path}/images"),
+            "masks": str(folder / "masks"),
+        },
+    }
+    sample = read_first(folder, tmp_path, train={"kind": kind, **sources[kind]()})
+    assert (sample.image[:, :8, :8] == 0).all()
+    assert (sample.target[:8, :8] == 255).all() and (sample.target[-8:] == 255).all()
+    assert (sample.target[8:-8] == 1).all()
+
+
+def test_declared_values_of_bytes_are_filled(tmp_path):
+    path = write_floats(tmp_path / "data", -9999, tag="-9999") / "images" / "0.tif"
+    processor = SemanticSegmentationImageProcessor(
+        do_resize=False, image_mean=[100.0, 100.0], image_std=[10.0, 10.0], rescale_factor=1.0
+    )
+    pixels, _, missing = load_file(ImageBytes("a", path.read_bytes()), 2, processor)
+    assert (pixels[:, :8, :8] == 100).all() and missing is not None and missing.sum() == 64
