@@ -207,10 +207,10 @@ def check_parameters(parameters: Mapping[str, Any], known: tuple[str, ...]) -> N
 
 
 def check_outputs(outputs: Mapping[str, Any]) -> None:
-    """Raise ValueError if outputs of the model contain NaN."""
+    """Raise ValueError if outputs of the model contain NaN or infinity."""
     for value in outputs.values():
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.isnan().any():
-            raise ValueError("the outputs of the model contain NaN: load it in float32 or bfloat16 if it is float16")
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and (value.isnan() | value.isposinf()).any():
+            raise ValueError("the outputs of the model contain NaN or infinity: use float32 or bfloat16")
 
 
 def class_probabilities(outputs: Any, classes: int) -> torch.Tensor:

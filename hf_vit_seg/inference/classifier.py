@@ -81,8 +81,8 @@ class Classifier:
     def __call__(self, image: Any, top_k: int = 5) -> Any:
         """Return the `top_k` most likely classes of an image with their probabilities, the most likely first.
 
-        For a list of images, a list of these. See `Segmenter.prepare` for the kinds of images. Raises NanOutputError if
-        the outputs of the model contain NaN.
+        For a list of images, a list of these. See `Segmenter.prepare` for the kinds of images. Raises
+        InvalidOutputError if the outputs of the model contain NaN or infinity.
         """
         if isinstance(image, list | tuple):
             return [self(each, top_k) for each in image]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import get_session
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.images.files import MAX_PIXELS, ImageBytes, ImageFileError
@@ -39,6 +39,7 @@ def load_pixels(
     if file is not None:
         return load_file(file, channels, processor, max_pixels)[:2]
     if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)  # as files are, and by transformers' `load_image`
         return scale_pixels(pil_pixels(image, channels, "the image"), processor_white(processor)), rgb_image(image)
     if not hasattr(image, "shape"):
         raise HfVitSegError(

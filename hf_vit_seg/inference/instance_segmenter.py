@@ -86,7 +86,7 @@ class InstanceSegmenter(ImageSegmenter):
         return self.model(pixel_values=pixel_values.to(self.device, self.model.dtype))
 
     def checked_outputs(self, pixel_values: torch.Tensor) -> Any:
-        """Return `outputs`; raises NanOutputError if they contain NaN."""
+        """Return `outputs`; raises InvalidOutputError if they contain NaN or infinity."""
         outputs = self.outputs(pixel_values)
         for value in vars(outputs).values():
             if isinstance(value, torch.Tensor) and value.is_floating_point():
@@ -121,7 +121,7 @@ class InstanceSegmenter(ImageSegmenter):
     def __call__(self, image: Any) -> Any:
         """Find the objects of an image, or of each image of a list; see `Segmenter.prepare` for the kinds of images.
 
-        Raises NanOutputError if the outputs of the model contain NaN.
+        Raises InvalidOutputError if the outputs of the model contain NaN or infinity.
         """
         if isinstance(image, list | tuple):
             return [self(each) for each in image]

@@ -55,8 +55,8 @@ class ModelError(HfVitSegError):
     """A model that cannot be used."""
 
 
-class NanOutputError(HfVitSegError):
-    """Outputs of a model that contain NaN."""
+class InvalidOutputError(HfVitSegError):
+    """Outputs of a model that contain NaN or infinity."""
 
 
 def float_type(name: str | torch.dtype) -> torch.dtype:
@@ -271,11 +271,15 @@ def check_finite(name: str, model: Any) -> None:
 
 
 def check_outputs(outputs: torch.Tensor, pixels: torch.Tensor) -> None:
-    """Raise NanOutputError if outputs of a model for `pixels`, of any shape, contain NaN."""
-    if outputs.sum().isnan() and outputs.isnan().any():
+    """Raise InvalidOutputError if outputs of a model for `pixels`, of any shape, contain NaN or infinity.
+
+    Scores of minus infinity are accepted: they exclude a class.
+    """
+    total = outputs.sum()
+    if (total.isnan() or total.isposinf()) and (outputs.isnan() | outputs.isposinf()).any():
         low, high = (float(extreme) for extreme in pixels.aminmax())
-        raise NanOutputError(
-            f"the outputs of the model contain NaN; its input has values from {low:.4g} to {high:.4g}. If "
+        raise InvalidOutputError(
+            f"the outputs of the model contain NaN or infinity; its input has values from {low:.4g} to {high:.4g}. If "
             "extreme values mark pixels without data, declare them in the file (gdal_edit.py -a_nodata VALUE FILE); "
             "with float16, use float32 or bfloat16"
         )

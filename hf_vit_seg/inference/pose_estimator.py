@@ -76,8 +76,8 @@ class PoseEstimator:
     def __call__(self, image: Any, box: Box | None = None) -> torch.Tensor:
         """Return the keypoints (K, 3) as x, y, score of the person in a box of an image; default: the whole image.
 
-        See `Segmenter.prepare` for the kinds of images. Raises ValueError for a box without area, and NanOutputError if
-        the outputs of the model contain NaN.
+        See `Segmenter.prepare` for the kinds of images. Raises ValueError for a box without area, and
+        InvalidOutputError if the outputs of the model contain NaN or infinity.
         """
         pixels, _ = load_pixels(image, self.channels, self.processor)
         keypoints = self.estimate(pixels, [box or (0, 0, pixels.shape[2], pixels.shape[1])])[0]

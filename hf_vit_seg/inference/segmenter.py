@@ -65,7 +65,7 @@ class Segmenter(ImageSegmenter):
         return self.model(pixel_values=pixel_values.to(self.device, self.model.dtype)).logits
 
     def checked_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return `logits`; raises NanOutputError if they contain NaN, which would become labels of the first class."""
+        """Return `logits`. Raises InvalidOutputError for NaN or infinity, which have no label."""
         logits = self.logits(pixel_values)
         check_outputs(logits, pixel_values)
         return logits
@@ -147,7 +147,7 @@ class Segmenter(ImageSegmenter):
     def __call__(self, image: Any, scores: bool = False, *, entropy: bool = False, top_k: int = 0) -> Any:
         """Segment an image, or each image of a list; see `prepare` for the kinds of images.
 
-        Raises NanOutputError if the outputs of the model contain NaN.
+        Raises InvalidOutputError if the outputs of the model contain NaN or infinity.
         `scores` adds the probability of each pixel's class, see `Segmentation` for the others.
         """
         if isinstance(image, list | tuple):

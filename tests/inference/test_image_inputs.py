@@ -337,3 +337,15 @@ def test_lists_give_a_result_for_each_image(models, task):
             assert (one.label_map == expected.label_map).all()
         else:
             assert one == expected
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_pil_images(processor, tmp_path, orientation):
+    """A PIL image is turned as its file is."""
+    image, exif = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)), Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    from_file, shown_file = load_pixels(tmp_path / "a.png", 3, processor)
+    from_image, shown = load_pixels(Image.open(tmp_path / "a.png"), 3, processor)
+    assert torch.equal(from_file, from_image)
+    assert shown is not None and shown_file is not None and shown.size == shown_file.size == from_file.shape[:0:-1]

@@ -1,10 +1,12 @@
-"""Images for which the outputs of a model contain NaN: no result is made from them."""
+"""Images for which the outputs of a model contain NaN or infinity: no result is made from them."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 from object_models import save_object_model
 from test_predict import predict, save_model
 from test_predict_heads import PETS, save
@@ -14,7 +16,7 @@ from transformers import AutoModelForImageClassification, AutoModelForPoseEstima
 from hf_vit_seg.error_reporting import FAILED
 from hf_vit_seg.inference import Classifier, InstanceSegmenter, PoseEstimator, Segmenter
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.inference.loading import NanOutputError
+from hf_vit_seg.inference.loading import InvalidOutputError, check_outputs
 
 UNDECLARED = np.float32(-3.4e38)
 
@@ -61,22 +63,31 @@ def images(tmp_path) -> Path:
 )
 def test_segmenter_raises(segmentation, protocol):
     segmenter = Segmenter.from_pretrained(str(segmentation), device="cpu", protocol=protocol)
-    with pytest.raises(NanOutputError, match=r"e\+3"):
+    with pytest.raises(InvalidOutputError, match=r"e\+3"):
         segmenter(pixels(corrupted=True))
-    with pytest.raises(NanOutputError):
+    with pytest.raises(InvalidOutputError):
         segmenter.label_map(pixels(corrupted=True))
-    with pytest.raises(NanOutputError):
+    with pytest.raises(InvalidOutputError):
         segmenter.segment_all([segmenter.prepare(pixels(corrupted)) for corrupted in (False, True)])
     assert segmenter(pixels(corrupted=False)).label_map.shape == (70, 90)
     values = segmenter.prepare(pixels(corrupted=True)).pixel_values
     assert segmenter.logits(values).isnan().any()  # of the evaluations, which count such samples
 
 
+@pytest.mark.parametrize(("value", "is_valid"), [(torch.inf, False), (-torch.inf, True), (torch.nan, False)])
+def test_infinite_scores_raise(value, is_valid):
+    scores = torch.zeros(1, 3, 4, 4)
+    scores[0, 1, 2, 3] = value
+    scores[0, 2, 0, 0] = -torch.inf
+    with nullcontext() if is_valid else pytest.raises(InvalidOutputError):
+        check_outputs(scores, torch.zeros(1))
+
+
 @pytest.mark.parametrize("protocol", [None, Protocol(window=(32, 32), stride=(24, 24))])
 def test_instance_segmenter_raises(objects, protocol):
     segmenter = InstanceSegmenter.from_pretrained(str(objects), device="cpu", protocol=protocol)
     assert segmenter(pixels(corrupted=False)).size == (70, 90)
-    with pytest.raises(NanOutputError):
+    with pytest.raises(InvalidOutputError):
         segmenter(pixels(corrupted=True))
 
 
@@ -84,7 +95,7 @@ def test_instance_segmenter_raises(objects, protocol):
 def test_classifier_and_pose_estimator_raise(kind, folder, request):
     model = kind.from_pretrained(str(request.getfixturevalue(folder)), device="cpu")
     assert len(model(pixels(corrupted=False)))
-    with pytest.raises(NanOutputError):
+    with pytest.raises(InvalidOutputError):
         model(pixels(corrupted=True))
 
 
