@@ -30,17 +30,27 @@ CHUNK = 2**20
 def load_pixels(
     image: Any, channels: int, processor: Any, max_pixels: int = MAX_PIXELS
 ) -> tuple[torch.Tensor, Image.Image | None]:
-    """Load an image as (C, H, W), uint8 or float32, and as an RGB image for display (None for deep arrays).
+    """Load an image as (C, H, W), uint8 or float32, and as an RGB image for display, see `load_image`."""
+    return load_image(image, channels, processor, max_pixels)[:2]
 
-    `image` is a path, an http(s) address, bytes, a binary file object, a PIL image, or an array or tensor (H, W),
-    (C, H, W) or (H, W, C). Raises ImageFileError for files, and HfVitSegError for other images that cannot be used.
+
+def load_image(
+    image: Any, channels: int, processor: Any, max_pixels: int = MAX_PIXELS
+) -> tuple[torch.Tensor, Image.Image | None, torch.Tensor | None]:
+    """Load an image as (C, H, W), uint8 or float32, as an RGB image for display, and the mask of missing pixels.
+
+    The second item is None for arrays that are not RGB. The third is (H, W) bool, and None unless a file declares
+    missing pixels. `image` is a path, an http(s) address, bytes, a binary file object, a PIL image, or an array or
+    tensor (H, W), (C, H, W) or (H, W, C). Raises ImageFileError for files, and HfVitSegError for other images that
+    cannot be used.
     """
     file = as_file(image)
     if file is not None:
-        return load_file(file, channels, processor, max_pixels)[:2]
+        return load_file(file, channels, processor, max_pixels)
     if isinstance(image, Image.Image):
         image = ImageOps.exif_transpose(image)  # as files are, and by transformers' `load_image`
-        return scale_pixels(pil_pixels(image, channels, "the image"), processor_white(processor)), rgb_image(image)
+        pixels = scale_pixels(pil_pixels(image, channels, "the image"), processor_white(processor))
+        return pixels, rgb_image(image), None
     if not hasattr(image, "shape"):
         raise HfVitSegError(
             f"Found an image of type {type(image).__name__}, expected a path, an https address, bytes, a binary file, "
@@ -48,7 +58,7 @@ def load_pixels(
         )
     pixels = array_input(image, channels, processor)
     shown = to_rgb_image(pixels) if pixels.dtype == torch.uint8 and len(pixels) == 3 else None
-    return pixels, shown
+    return pixels, shown, None
 
 
 def as_file(image: Any) -> File | None:
@@ -126,4 +136,4 @@ def download(address: str) -> bytes:
     return bytes(content)
 
 
-__all__ = ["check_finite", "load_file", "load_pixels"]
+__all__ = ["check_finite", "load_file", "load_image", "load_pixels"]

@@ -15,7 +15,7 @@ from PIL import Image
 from hf_vit_seg.data.images.files import MAX_PIXELS
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since
 from hf_vit_seg.inference.dense.protocols import PredictionError, Protocol
-from hf_vit_seg.inference.image_inputs import load_pixels
+from hf_vit_seg.inference.image_inputs import load_image
 from hf_vit_seg.models.segment_maps import draw_objects, objects_of_queries, panoptic_segments
 
 from .image_segmenter import ImageSegmenter, load_model_or_program
@@ -127,7 +127,8 @@ class InstanceSegmenter(ImageSegmenter):
             return [self(each) for each in image]
         if self.protocol.window is None:
             return self.segment(self.prepare(image))
-        return self.segment_pixels(*load_pixels(image, self.channels, self.processor, MAX_PIXELS))
+        pixels, shown, missing = load_image(image, self.channels, self.processor, MAX_PIXELS)
+        return self.segment_pixels(pixels, shown, None if missing is None else missing.numpy())
 
     def find(self, pixels: torch.Tensor, missing: np.ndarray | None = None) -> list[FoundObject]:
         """Find the objects of pixels (C, H, W) in one forward pass; `missing` pixels (H, W) belong to none."""
@@ -204,6 +205,8 @@ class InstanceSegmenter(ImageSegmenter):
         outputs = self.checked_outputs(prepared.pixel_values)
         model = milliseconds_since(start)
         numbers, classes, scores = self.segments(outputs, 0, prepared.size)
+        if prepared.missing is not None:
+            numbers = numbers.masked_fill(prepared.missing.to(numbers.device), 0)
         stitcher, whole = ObjectStitcher(prepared.size, self.fused or ()), (0, 0, *prepared.size)
         stitcher.add(whole, objects_of_map(numbers.cpu().numpy(), classes, scores), whole)
         timings = {"prepare": prepared.milliseconds, "model": model}

@@ -147,6 +147,7 @@ class Segmenter(ImageSegmenter):
     def __call__(self, image: Any, scores: bool = False, *, entropy: bool = False, top_k: int = 0) -> Any:
         """Segment an image, or each image of a list; see `prepare` for the kinds of images.
 
+        Pixels that a TIFF declares as nodata have the `nodata_label`.
         Raises InvalidOutputError if the outputs of the model contain NaN or infinity.
         `scores` adds the probability of each pixel's class, see `Segmentation` for the others.
         """
@@ -184,7 +185,7 @@ class Segmenter(ImageSegmenter):
             "model": model.milliseconds / len(prepared),
             "label_map": (total - model.milliseconds) / len(prepared),
         }
-        return [
+        found = [
             Segmentation(
                 image=image.picture,
                 label_map=maps[i]["labels"],
@@ -195,6 +196,10 @@ class Segmenter(ImageSegmenter):
                 **{name: found for name, found in maps[i].items() if name != "labels"},
             )
             for i, image in enumerate(prepared)
+        ]
+        return [
+            each if image.missing is None else each.hide(image.missing.numpy())
+            for each, image in zip(found, prepared, strict=True)
         ]
 
     def describe(self, prepared: PreparedImage | None = None) -> str:

@@ -17,6 +17,7 @@ from hf_vit_seg.error_reporting import FAILED
 from hf_vit_seg.inference import Classifier, InstanceSegmenter, PoseEstimator, Segmenter
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.loading import InvalidOutputError, check_outputs
+from hf_vit_seg.inference.segmentation import nodata_label
 
 UNDECLARED = np.float32(-3.4e38)
 
@@ -118,3 +119,19 @@ def test_only_corrupted_file_fails(task, options, images, tmp_path, request):
     assert "b.tif" in output and "NaN" in output
     results = {path.name.partition(".")[0] for path in out.rglob("*.json") if path.parent == out}
     assert results >= {"a", "c"} and "b" not in results
+
+
+@pytest.mark.parametrize("protocol", [Protocol(), Protocol(window=(32, 32), stride=(24, 24))])
+@pytest.mark.parametrize("kind", [str, Path.read_bytes])
+def test_declared_pixels_are_no_result(segmentation, objects, tmp_path, protocol, kind):
+    """Segmenters treat pixels without data as `predict` does."""
+    path, corrupted = tmp_path / "a.tif", pixels(corrupted=True)
+    tags = [(42113, "s", 0, str(UNDECLARED), True)]  # GDAL_NODATA
+    tifffile.imwrite(path, corrupted, photometric="rgb", extratags=tags)
+    segmenter = Segmenter.from_pretrained(str(segmentation), "cpu", protocol=protocol)
+    found, missing = segmenter(kind(path)), (corrupted == UNDECLARED).all(-1)
+    assert np.array_equal(found.label_map == nodata_label(len(found.names)), missing)
+    assert sum(count.pixels for count in found.counts()) == (~missing).sum()
+    instances = InstanceSegmenter.from_pretrained(str(objects), "cpu", threshold=0.0, protocol=protocol)
+    numbers = instances(kind(path)).instance_map()
+    assert not numbers[missing].any() and numbers.any()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from hf_vit_seg.data.images.files import MAX_PIXELS
-from hf_vit_seg.inference.image_inputs import load_pixels
+from hf_vit_seg.inference.image_inputs import load_image
 
 from .protocols import Protocol
 from .row_logits import Model
@@ -22,13 +22,14 @@ class PreparedImage:
     """A preprocessed image.
 
     `picture` is the RGB image for display, if available, `size` its (height, width); `views` are the pixel values
-    (1, C, H, W) at each scale of the protocol.
+    (1, C, H, W) at each scale of the protocol. `missing` (H, W) bool are pixels without data, or None.
     """
 
     picture: Image.Image | None
     size: tuple[int, int]
     views: tuple[torch.Tensor, ...]
     milliseconds: float
+    missing: torch.Tensor | None = None
 
     @property
     def pixel_values(self) -> torch.Tensor:
@@ -41,9 +42,9 @@ def prepare(
 ) -> PreparedImage:
     """Resize an image (see `Segmenter.prepare`) according to the protocol, and normalize it with the processor."""
     start = time.perf_counter()
-    pixels, shown = load_pixels(image, channels, processor, max_pixels)
+    pixels, shown, missing = load_image(image, channels, processor, max_pixels)
     prepared = prepare_pixels(pixels, shown, protocol, processor)
-    return replace(prepared, milliseconds=milliseconds_since(start))
+    return replace(prepared, milliseconds=milliseconds_since(start), missing=missing)
 
 
 def prepare_pixels(
