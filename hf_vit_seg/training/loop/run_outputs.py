@@ -13,15 +13,19 @@ from hf_vit_seg.training.reports.results_table import write_results
 
 from .setup import TrainingComponents
 
-INTERVAL = 30.0  # seconds between plots during a run; plotting takes one to a few seconds
+MIN_INTERVAL = 5.0  # seconds between plots during a run
+MAX_SHARE = 0.1  # of the time of a run that plotting may take
 
 
 class RunOutputs:
-    """Writes results.csv after every evaluation, and plots and report.html at most every 30 seconds and at the end."""
+    """Writes results.csv after every evaluation, and also plots and report.html, up to a tenth of the time.
+
+    At the end of a run, all are written.
+    """
 
     def __init__(self, parts: TrainingComponents, directory: RunDirectory):
         self.parts, self.directory = parts, directory
-        self.drawn = time.monotonic()
+        self.drawn, self.duration = time.monotonic(), 0.0  # end and duration of the last plots
 
     def draw_batch(self, step: int, batch: Batch) -> None:
         """Draw a training batch as the model sees it."""
@@ -33,14 +37,16 @@ class RunOutputs:
     def update(self, report: MetricsReport | None) -> None:
         """Write the outputs that are due after an evaluation."""
         write_results(self.directory.path)
-        if time.monotonic() - self.drawn >= INTERVAL:
+        if time.monotonic() - self.drawn >= max(MIN_INTERVAL, self.duration / MAX_SHARE):
             self.draw(report)
 
     def draw(self, report: MetricsReport | None) -> None:
         """Draw plots and report.html."""
+        start = time.monotonic()
         draw_plots(self.directory.path, report)
         write_html_report(self.directory.path, report)
         self.drawn = time.monotonic()
+        self.duration = self.drawn - start
 
     def write_report(self) -> None:
         """Write report.html again, with the results on the test split."""

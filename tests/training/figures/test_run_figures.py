@@ -3,6 +3,8 @@
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ from PIL import Image
 
 from hf_vit_seg.data.labels.class_table import ClassTable
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
+from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.figures.classes import precision_recall_figure
 from hf_vit_seg.training.figures.curves import training_figure
 from hf_vit_seg.training.figures.html_report import write_html_report
 from hf_vit_seg.training.figures.training_batches import SIDE, as_image, image_labels, training_batch_figure
+from hf_vit_seg.training.loop import run_outputs
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 from hf_vit_seg.training.reports.metrics_report import MetricsReport, about, describe_never_predicted, write_report
 from hf_vit_seg.training.reports.results_table import result_rows, write_results
@@ -180,3 +184,25 @@ def test_report_has_the_test_split(tmp_path):
     assert text.count("<img") == 4
     assert f"<p>{about(validation)}</p>" in text and f"<p>{about(test)}</p>" in text
     assert "<td>mIoU</td><td>0.5000</td><td>0.7500</td>" in text
+
+
+@pytest.mark.parametrize(
+    ("duration", "drawn"),
+    [(0.1, [6, 12, 18, 24, 30, 36]), (1.0, [6, 17, 28, 39])],  # seconds; an evaluation every two seconds
+)
+def test_plots_take_a_tenth_of_the_time(tmp_path, monkeypatch, duration, drawn):
+    clock, found, tables = [0.0], [], []
+
+    def draw(directory, report):
+        found.append(round(clock[0]))
+        clock[0] += duration
+
+    monkeypatch.setattr(run_outputs, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(run_outputs, "draw_plots", draw)
+    monkeypatch.setattr(run_outputs, "write_html_report", lambda directory, report: None)
+    monkeypatch.setattr(run_outputs, "write_results", tables.append)
+    outputs: Any = run_outputs.RunOutputs(SimpleNamespace(), RunDirectory(tmp_path))  # pyright: ignore[reportArgumentType]
+    for _ in range(18):
+        clock[0] += 2
+        outputs.update(None)
+    assert found == drawn and len(tables) == 18
