@@ -230,3 +230,12 @@ def test_most_licenses_are_known():
     packages = dependencies(name for names in GROUPS.values() for name in names if name != PACKAGE)
     unknown = [name for name, package in packages.items() if license_of(package) == UNKNOWN]
     assert len(unknown) < len(packages) / 10, unknown
+
+
+def test_recipes_and_example_are_small():
+    """They are part of the wheel."""
+    folders = [REPOSITORY / "configs", REPOSITORY / "examples" / "nuclei"]
+    files = [
+        path for folder in folders for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
+    assert 5e6 < sum(path.stat().st_size for path in files) < 9e6
