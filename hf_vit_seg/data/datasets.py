@@ -188,6 +188,11 @@ class RawDataset:
         """Return the files of a sample, the image first; empty if it is not stored in separate files."""
         return self.source.files(self.indices[index])
 
+    def has_remote_files(self, index: int) -> bool:
+        """Return whether the image or the target of a sample is at an address, and so not among `files`."""
+        places = getattr(self.source, "places", None)
+        return places is not None and any(isinstance(place, str) for place in places(self.indices[index]))
+
     def encoded_files(self, index: int) -> Sequence[Path | ImageBytes]:
         """Return the image of a sample and its mask as files, also those in the rows of a table."""
         encoded = getattr(self.source, "encoded_files", None)

@@ -6,6 +6,7 @@ import os
 import threading
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -247,6 +248,18 @@ def test_faults_in_a_cache_file_are_ignored(good, tmp_path):
         row["fault"] = "there is no permission to read the file"
     cache.write_text(json.dumps(content))
     assert check(recipe(good), cache=cache).problems == []
+
+
+@pytest.mark.parametrize("remote", ["images", "masks"])
+def test_samples_at_addresses_are_not_cached(good, tmp_path, monkeypatch, remote):
+    """They may change without a trace in the local files."""
+    address, memory = f"memory:/{tmp_path}/{remote}", fsspec.filesystem("memory")
+    memory.put(str(good / "train" / remote), address, recursive=True)
+    folders = {part: f"{good / 'train' / part}" for part in ("images", "masks")} | {remote: address}
+    readings, mixed = Readings(monkeypatch), recipe(good, train={"kind": "folders"} | folders)
+    for _ in range(2):
+        check(mixed, cache=tmp_path / "facts.json")
+        assert len(readings.take()) == 6
 
 
 def test_cache_depends_on_channel_count(tmp_path):

@@ -178,9 +178,9 @@ def source_stamp(settings: Mapping[str, Any], channels: int, dataset: RawDataset
 
 
 def facts_key(stamp: str, dataset: RawDataset, index: int) -> str | None:
-    """Return the cache key of a sample; None for a sample without separate files, which is never cached."""
+    """Return the cache key of a sample; None for a sample without separate local files, which is never cached."""
     stamps = [file_stamp(path) for path in dataset.files(index)]
-    if not stamps or None in stamps:
+    if not stamps or None in stamps or dataset.has_remote_files(index):
         return None
     return hashlib.blake2b(json.dumps([stamp, dataset.name(index), stamps]).encode(), digest_size=16).hexdigest()
 
