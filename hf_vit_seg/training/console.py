@@ -4,6 +4,7 @@ Exit codes: 0 success, 2 user error with a message, 70 bug with a traceback (als
 by a signal.
 """
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,11 +22,13 @@ from hf_vit_seg.training.loop.trainer import RunStatus, train
 from hf_vit_seg.training.recipe.files import RecipeFileError
 from hf_vit_seg.training.recipe.paths import describe_data
 from hf_vit_seg.training.recipe.schema import Recipe
-from hf_vit_seg.training.reports.metrics_report import report_content, report_view
+from hf_vit_seg.training.reports.metrics_report import describe_unlabeled, report_content, report_view
 
 from .evaluate_saved import evaluate_model, recipe_of_model
 from .recipe_loading import load_recipe
 from .runs import evaluation_folder, final_report
+
+logger = logging.getLogger(__name__)
 
 # Raised on all processes; only the main one prints them.
 SAME_ON_ALL = (RecipeFileError, RunDirectoryError, CheckpointError, PreparationError)
@@ -75,6 +78,8 @@ def evaluate_command(
             print_on_main(line)
         if is_main():
             print_result(report_view(report), partial(report_content, report))
+            if (warning := describe_unlabeled(report)) is not None:
+                logger.warning(warning)
         print_on_main(f"written to {folder}")
         return 0
 

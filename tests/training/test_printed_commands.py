@@ -11,6 +11,7 @@ from hf_vit_seg.training.console import print_results, resume_command
 from hf_vit_seg.training.loop import trainer
 from hf_vit_seg.training.loop.trainer import RunStatus, TrainingError, evaluate_on_test
 from hf_vit_seg.training.recipe_loading import load_recipe
+from hf_vit_seg.training.reports.metrics_report import MetricsReport
 
 FOLDERS = ["plain", "my run", "it's; rm $HOME"]
 
@@ -42,9 +43,8 @@ def test_path_in_the_command_of_a_failed_evaluation_is_quoted(tmp_path, monkeypa
 
 @pytest.mark.parametrize(("split", "source"), [("validation", "train"), ("test", "test")])
 def test_evaluation_prints_the_data_that_it_reads(tmp_path, monkeypatch, capsys, split, source):
-    monkeypatch.setattr(console, "evaluate_model", lambda *_, **__: None)
-    monkeypatch.setattr(console, "print_result", lambda *_: None)
-    monkeypatch.setattr(console, "report_view", lambda *_: None)
+    report = MetricsReport(task="segmentation", scores={"mean_iou": 0.5}, names=("background", "nucleus"))
+    monkeypatch.setattr(console, "evaluate_model", lambda *_, **__: report)
     recipe = load_recipe("nuclei")  # the validation split is a share of the training split
     assert console.evaluate_command("model", [], "nuclei", split, tmp_path) == 0
     settings = recipe.data.model_dump()[source]

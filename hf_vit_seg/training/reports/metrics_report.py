@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_vit_seg.atomic_io import write_text
+from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.text_files import read_json_object
 from hf_vit_seg.training.recipe.schema import Task
@@ -75,7 +76,7 @@ TITLES = {
     "oks_ar_large": "AR, large persons",
     "loss": "validation loss",
 }
-MAX_ABSENT_NAMES = 5  # classes in the sentence about classes that are never predicted
+MAX_ABSENT_NAMES = 5  # classes in the sentences about classes without predictions or labels
 COLUMNS = {
     "iou": "IoU",
     "accuracy": "accuracy",
@@ -182,6 +183,19 @@ def describe_never_predicted(report: MetricsReport) -> str | None:
         f"{subject} never predicted: {names}{f' and {more} more' if more > 0 else ''}. Likely causes: too few steps or "
         "too low a learning rate; rare classes (loss.cross_entropy.class_weights, data.sampling or a dice term help); "
         "labels that differ between the splits (see hf-vit-seg check-data)"
+    )
+
+
+def describe_unlabeled(report: MetricsReport) -> str | None:
+    """Name the classes without labels in an evaluation of segmentation, which have no score; None if there are none."""
+    labeled = report.class_counts()
+    if report.task != "segmentation" or labeled is None or labeled.all():
+        return None
+    names = format_list((report.names[k] for k in np.flatnonzero(labeled == 0)), MAX_ABSENT_NAMES)
+    return (
+        f"{(labeled == 0).sum()} of {len(labeled)} classes have no labels in the {report.split} split: {names}. If its "
+        "masks have other values for them (255 is ignored unless it is in data.classes), override data.classes; "
+        "hf-vit-seg check-data counts all values"
     )
 
 

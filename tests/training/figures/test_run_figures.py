@@ -20,7 +20,13 @@ from hf_vit_seg.training.figures.html_report import write_html_report
 from hf_vit_seg.training.figures.training_batches import SIDE, as_image, image_labels, training_batch_figure
 from hf_vit_seg.training.loop import run_outputs
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
-from hf_vit_seg.training.reports.metrics_report import MetricsReport, about, describe_never_predicted, write_report
+from hf_vit_seg.training.reports.metrics_report import (
+    MetricsReport,
+    about,
+    describe_never_predicted,
+    describe_unlabeled,
+    write_report,
+)
 from hf_vit_seg.training.reports.results_table import result_rows, write_results
 from hf_vit_seg.training.reports.run_log import RunLog, flatten
 
@@ -152,6 +158,13 @@ def test_classes_that_are_never_predicted_are_named():
     report = report_of([[8, 2, 0, 0], [0, 5, 0, 0], [5, 0, 0, 0], [0, 0, 0, 0]])  # class 3 has no labels
     assert report.never_predicted() == [2]
     assert "class 2 (25.00% of the labels)" in (describe_never_predicted(report) or "")
+
+
+def test_classes_without_labels_are_named():
+    assert describe_unlabeled(report_of([[8, 2], [0, 5]])) is None
+    assert "1 of 3 classes have no labels in the validation split: class 1." in (
+        describe_unlabeled(report_of([[8, 2, 0], [0, 0, 0], [0, 0, 4]])) or ""
+    )
 
 
 def test_report_is_one_file(tmp_path):
