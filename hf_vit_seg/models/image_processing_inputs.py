@@ -14,11 +14,15 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.image_utils import ChannelDimension, load_image
+from transformers.utils import logging
 
 from .errors import HfVitSegError
 
+logger = logging.get_logger(__name__)
+
 EIGHT_BIT_WHITE = 255.0
 UINT16_MAX = 2**16 - 1  # white in images of 16 bits
+DARK = 2**14  # in images of 16 bits: the white of 14 bits
 RGB = 3
 RGB_LIKE = (3, 1, 4)  # RGB, gray, RGB with alpha
 
@@ -72,12 +76,20 @@ def to_pixels(
 def scale_pixels(pixels: torch.Tensor, white: float) -> torch.Tensor:
     """Scale an RGB image of 16 bits (3, H, W) uint16 to float32 with `white` for 65535; others are unchanged.
 
-    Processors that do not rescale have a `white` of 1 (see `highest_value`), and the image keeps its values.
+    Processors that do not rescale have a `white` of 1 (see `highest_value`), and the image keeps its values. An image
+    with the range of 10 to 14 bits is reported once.
     """
     if pixels.dtype != torch.uint16:
         return pixels
     values = pixels.to(torch.float32)
-    return values if white == 1 else values / (UINT16_MAX / white)
+    if white == 1:
+        return values
+    if values.numel() and 0 < values.max() < DARK:
+        logger.warning_once(
+            f"Found an RGB image of 16 bits with values below {DARK} of {UINT16_MAX}, as cameras of 10 to 14 bits "
+            "write them: it is almost black for the model. Scale such images to the whole range."
+        )
+    return values / (UINT16_MAX / white)
 
 
 def stored_pixels(

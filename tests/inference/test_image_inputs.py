@@ -174,6 +174,22 @@ def test_images_of_zero_to_one_are_reported_once(processor):
     assert len(handler.messages) == 1 and "0 to 1" in handler.messages[0]
 
 
+@pytest.mark.parametrize("shift", [0, 2, 4])
+def test_images_of_twelve_bits_are_reported_once(processor, tmp_path, shift):
+    logging.Logger.warning_once.cache_clear()
+    handler, logger = Records(), logging.getLogger("hf_vit_seg.models.image_processing_inputs")
+    logger.addHandler(handler)
+    try:
+        values = np.random.default_rng(0).integers(0, 2**16, SIDES, dtype=np.uint16) >> shift
+        Image.fromarray(values).save(tmp_path / "a.png")
+        processor(values, return_tensors="pt")
+        for image in (values, Image.fromarray(values), tmp_path / "a.png"):
+            load_pixels(image, 3, processor)
+    finally:
+        logger.removeHandler(handler)
+    assert len(handler.messages) == (shift > 0)
+
+
 @pytest.mark.parametrize(
     "image",
     [

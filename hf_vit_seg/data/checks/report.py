@@ -15,13 +15,13 @@ from hf_vit_seg.data.labels.class_table import ClassTable
 from hf_vit_seg.data.labels.raw_values import IGNORED_VALUE, Raw
 from hf_vit_seg.data.transforms.segments import MIN_AREA
 from hf_vit_seg.data.wording import format_list
+from hf_vit_seg.models.image_processing_inputs import DARK
 
 from .sample_facts import SampleFacts
 
 SHOWN = 3  # unknown values in a message
 WHITE = 255
 FREQUENT = 0.01  # share of the pixels
-DARK = 2**14  # of 16 bits
 UNITS = {
     "segmentation": "pixels",
     "classification": "images",
