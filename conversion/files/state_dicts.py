@@ -18,9 +18,11 @@ AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "model
 PREFIXES = ("module", "model", "net", "teacher", "student", "ema_model", "model_ema", "ema", "ema_net", "averaged")
 COMPILED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # at any level
 COUNTERS = ("n_averaged", "steps")  # of an averaged model
+PROFILER_COUNTERS = ("total_ops", "total_params")  # of each module, by thop
 FLAX_STATES = ("opt/target/", "params/")
 MAX_LEVELS = 4
 AVERAGE_COUNTER = "the number of updates of an average"
+PROFILER_COUNTER = "a count of a profiler"
 
 
 @dataclass
@@ -119,7 +121,7 @@ def strip_prefixes(
     file: Path, tensors: Mapping[str, Tensor], wanted: list[str], result: StateDict
 ) -> dict[str, Tensor]:
     """Remove the prefixes of wrappers, and select one of several models whose names have different prefixes."""
-    tensors = remove_parts(file, tensors)
+    tensors = drop_profiler_counters(remove_parts(file, tensors), result)
     for _ in range(MAX_LEVELS):
         groups = dict.fromkeys(name.partition(".")[0] for name in tensors)
         for name in [name for name in COUNTERS if name in groups and tensors[name].numel() == 1 and len(groups) > 1]:
@@ -137,6 +139,15 @@ def strip_prefixes(
         start = chosen + "."
         tensors = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
     return dict(tensors)
+
+
+def drop_profiler_counters(tensors: Mapping[str, Tensor], result: StateDict) -> Mapping[str, Tensor]:
+    """Drop the buffers in which a profiler counts the operations and parameters of each module."""
+    names = {
+        name for name, tensor in tensors.items() if name.rpartition(".")[2] in PROFILER_COUNTERS and tensor.numel() == 1
+    }
+    result.dropped |= dict.fromkeys(sorted(names), PROFILER_COUNTER)
+    return {name: tensor for name, tensor in tensors.items() if name not in names}
 
 
 def remove_parts(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

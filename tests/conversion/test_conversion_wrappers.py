@@ -106,6 +106,15 @@ def test_counter_of_averages_is_reported_as_dropped(tmp_path: Path) -> None:
     assert "n_averaged" in dict(report.dropped)
 
 
+def test_counters_of_a_profiler_are_dropped(tmp_path: Path, expected: Callable[[float], State]) -> None:
+    state = nvlabs_state()
+    modules = dict.fromkeys(["", *(name.rpartition(".")[0] + "." for name in state)])
+    counters = {f"{module}{name}": torch.zeros(1) for module in modules for name in ("total_ops", "total_params")}
+    found, report = converted(tmp_path, prefixed("module.", state | counters))
+    assert_equal_states(found, expected(1))
+    assert dict(report.dropped).keys() >= {f"module.{name}" for name in counters}
+
+
 class HistoryBuffer:
     """As in mmengine: unpickling restores arrays by NumPy's own functions."""
 
