@@ -1,0 +1,75 @@
+"""Models that released versions wrote are loaded with equal outputs."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from paths import REPOSITORY
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor
+
+from hf_vit_seg import __version__, architectures
+from tests.released.make import ABOUT, BACKBONE, MODELS, OUTPUTS, outputs_of
+
+RELEASED = REPOSITORY / "tests" / "released"
+DIRECTORIES = sorted(path.parent for path in RELEASED.glob(f"*/*/{ABOUT}"))
+
+
+def name_of(directory: Path) -> str:
+    return "-".join(directory.parts[-2:])
+
+
+def class_of(folder: Path) -> Any:
+    """The class that loads a model: its Auto class, or the model's own for backbones, which transformers 5.24 only
+    loads from the Hub."""
+    about = json.loads((folder / ABOUT).read_text())
+    own = architectures()[about["architecture"]].models
+    return own[BACKBONE] if about["auto"] == BACKBONE else getattr(transformers, about["auto"])
+
+
+def assert_equal_outputs(directory: Path, folder: Path) -> None:
+    """The model in a directory has the outputs that are frozen in `folder`."""
+    model, info = class_of(folder).from_pretrained(str(directory), dtype=torch.float32, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    found, expected = outputs_of(model), load_file(folder / OUTPUTS)
+    assert found.keys() >= expected.keys()
+    for name, tensor in expected.items():
+        scale = float(tensor.std()) or 1.0
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4 * scale, msg=name)
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES, ids=name_of)
+def test_released_models_have_equal_outputs(directory, tmp_path):
+    assert_equal_outputs(directory, directory)
+    class_of(directory).from_pretrained(str(directory), dtype=torch.float32).save_pretrained(tmp_path)
+    assert_equal_outputs(tmp_path, directory)
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES, ids=name_of)
+def test_released_image_processors_are_equal(directory, tmp_path):
+    processor = AutoImageProcessor.from_pretrained(directory)
+    written = json.loads((directory / "preprocessor_config.json").read_text())
+    processor.save_pretrained(tmp_path)
+    found = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert {name: found[name] for name in written} == written
+
+
+def test_every_type_and_head_of_this_version_is_frozen():
+    frozen = {path.name for path in DIRECTORIES if path.parent.name == __version__}
+    assert frozen == {name for name, *_ in MODELS}
+    for name, architecture in architectures().items():
+        made = {auto for _, own, auto, _ in MODELS if own == name}
+        assert made | {"AutoModel", BACKBONE, "AutoModelForInstanceSegmentation"} >= set(architecture.models), name
+
+
+def test_renamed_fields_of_a_released_config_are_named(tmp_path):
+    """Until a table of migrations is needed, a field of an older format is an error and not ignored."""
+    shutil.copytree(DIRECTORIES[0], tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"decoder_hidden_size": 16}))
+    with pytest.raises(ValueError, match="decode_head_hidden_size"):
+        transformers.AutoConfig.from_pretrained(tmp_path / "model")

@@ -1,0 +1,152 @@
+"""`python -m tests.released.make`: freeze tiny models of every type and head, as this version writes them.
+
+Each directory `VERSION/NAME` has a model, its image processor, and `outputs.safetensors`, the outputs for
+`pixel_values`. `tests/models/test_released.py` loads the directories of all versions. They are written once for each
+release, and never changed.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+from random_weights import randomize_weights
+
+from hf_vit_seg import __version__, architectures
+
+FOLDER = Path(__file__).parent
+OUTPUTS, ABOUT = "outputs.safetensors", "about.json"
+SIZE = (40, 56)  # of the image
+SEGMENTATION, UNIVERSAL = "AutoModelForSemanticSegmentation", "AutoModelForUniversalSegmentation"
+CLASSIFICATION, POSE = "AutoModelForImageClassification", "AutoModelForPoseEstimation"
+BACKBONE, FEATURES = "AutoBackbone", "AutoModel"
+
+SMALL: dict[str, dict[str, Any]] = {
+    "segformer": {
+        "hidden_sizes": (8, 8, 16, 16),
+        "depths": (1, 1, 1, 1),
+        "num_attention_heads": (1, 1, 2, 2),
+        "decode_head_hidden_size": 16,
+    },
+    "cvt": {
+        "hidden_sizes": (8, 8, 16),
+        "depths": (1, 1, 2),
+        "num_attention_heads": (1, 1, 2),
+        "decode_head_hidden_size": 16,
+    },
+    "vit": {
+        "hidden_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "patch_size": 8,
+        "image_size": SIZE,
+        "decode_head_hidden_size": 16,
+    },
+    "backbone": {
+        "backbone_config": {
+            "model_type": "dinov2",
+            "hidden_size": 16,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "mlp_ratio": 2,
+            "patch_size": 8,
+            "image_size": 56,
+        },
+        "decode_head_hidden_size": 16,
+    },
+}
+QUERIES = {"num_queries": 4, "train_num_points": 16}
+DECODER = QUERIES | {"query_num_layers": 2, "query_num_heads": 2}
+STEM = {"stem": "resnetv2", "stem_depths": (1,), "patch_size": 1, "decode_head": "linear"}
+# Name, architecture, auto class, and fields besides SMALL.
+MODELS: list[tuple[str, str, str, dict[str, Any]]] = [
+    ("segformer_all_mlp", "segformer", SEGMENTATION, {}),
+    ("segformer_mmseg", "segformer", SEGMENTATION, {"decode_head_flavor": "mmseg"}),
+    ("segformer_classification", "segformer", CLASSIFICATION, {}),
+    ("segformer_query", "segformer", UNIVERSAL, {"decode_head": "query", **DECODER}),
+    ("segformer_distance", "segformer", UNIVERSAL, {"decode_head": "distance"}),
+    ("segformer_backbone", "segformer", BACKBONE, {"out_features": ["stage2", "stage4"]}),
+    ("cvt_all_mlp", "cvt", SEGMENTATION, {}),
+    ("cvt_classification", "cvt", CLASSIFICATION, {}),
+    ("cvt_query", "cvt", UNIVERSAL, {"decode_head": "query", **DECODER}),
+    ("cvt_distance", "cvt", UNIVERSAL, {"decode_head": "distance"}),
+    ("cvt_backbone", "cvt", BACKBONE, {}),
+    ("vit_linear", "vit", SEGMENTATION, {"decode_head": "linear"}),
+    ("vit_mask_transformer", "vit", SEGMENTATION, {"decode_head": "mask_transformer"}),
+    ("vit_feature_pyramid", "vit", SEGMENTATION, {"decode_head": "feature_pyramid"}),
+    ("vit_hybrid", "vit", SEGMENTATION, STEM),
+    (
+        "vit_classification",
+        "vit",
+        CLASSIFICATION,
+        {"use_distillation_token": True, "use_distillation_classifier": True},
+    ),
+    ("vit_pose_classic", "vit", POSE, {"pose_head": "classic", "pose_head_hidden_size": 16}),
+    ("vit_pose_simple", "vit", POSE, {"pose_head": "simple"}),
+    ("vit_eomt", "vit", UNIVERSAL, {**QUERIES, "num_query_blocks": 2, "num_register_tokens": 2}),
+    ("vit_features", "vit", FEATURES, {}),
+    ("vit_backbone", "vit", BACKBONE, {"out_indices": [2, 4]}),
+    ("backbone_linear", "backbone", SEGMENTATION, {"decode_head": "linear"}),
+    ("backbone_feature_pyramid", "backbone", SEGMENTATION, {"decode_head": "feature_pyramid"}),
+    ("backbone_mask_transformer", "backbone", SEGMENTATION, {"decode_head": "mask_transformer"}),
+    ("backbone_query", "backbone", UNIVERSAL, {"decode_head": "query", **DECODER}),
+]
+
+
+def pixel_values(channels: int = 3) -> torch.Tensor:
+    """Return the input (1, C, H, W) of all models, without a random generator."""
+    return (
+        (torch.arange(channels * SIZE[0] * SIZE[1], dtype=torch.float64) * 0.37).sin().float().view(1, channels, *SIZE)
+    )
+
+
+@torch.no_grad()
+def outputs_of(model: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of a model's output for `pixel_values`, by name."""
+    found = model.eval()(pixel_values())
+    return dict(named_tensors(found))
+
+
+def named_tensors(outputs: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of an output and their names; those in a tuple are numbered."""
+    for name, value in outputs.items():
+        for number, tensor in enumerate(value if isinstance(value, tuple) else [value]):
+            if isinstance(tensor, torch.Tensor):
+                yield (f"{name}.{number}" if isinstance(value, tuple) else name), tensor.contiguous()
+
+
+def freeze(folder: Path, architecture: str, auto: str, fields: dict[str, Any]) -> None:
+    """Write a model with random weights, which bfloat16 holds exactly, its image processor, and its outputs."""
+    torch.manual_seed(0)
+    own = architectures()[architecture]
+    labels = {} if auto in (BACKBONE, FEATURES) else {"num_labels": 3}
+    config = own.variant_config("tiny", **SMALL[architecture] | labels | fields)
+    model = randomize_weights(getattr(transformers, auto).from_config(config))
+    model.to(torch.bfloat16).save_pretrained(folder)
+    kind = "instance" if auto == UNIVERSAL else None
+    own.processor_classes(kind)["torchvision"](size={"height": SIZE[0], "width": SIZE[1]}).save_pretrained(folder)
+    save_file(outputs_of(model.float()), folder / OUTPUTS)
+    for code in folder.glob("*.py"):  # a copy of this version's modules, for users without the package
+        code.unlink()
+    (folder / ABOUT).write_text(json.dumps({"architecture": architecture, "auto": auto}) + "\n")
+
+
+def main() -> None:
+    """Write the directories of this version."""
+    for name, architecture, auto, fields in MODELS:
+        folder = FOLDER / __version__ / name
+        freeze(folder, architecture, auto, fields)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        print(f"{name}: {size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
