@@ -21,6 +21,7 @@ from math import gcd, inf
 from typing import Any, NamedTuple
 
 import torch
+from packaging.version import InvalidVersion, Version
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
@@ -28,10 +29,12 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, output_capturing
+from transformers.utils import TransformersKwargs, logging, output_capturing
 
 from .cpu_kernels import apply_linear, in_row_strips
 from .errors import HfVitSegError
+
+logger = logging.get_logger(__name__)
 
 HOOKS_INSTALLED = "_output_capturing_hooks_installed"  # transformers' attribute of a model
 RECORDABLE = getattr(output_capturing, "_CAN_RECORD_REGISTRY", {})  # private, so it may be renamed
@@ -53,6 +56,38 @@ NOT_NEGATIVE = ("_eps", "padding", "paddings", "padding_kv", "depths", "num_hidd
 LAYERS = ("depths", "num_hidden_layers")
 MAX_LAYERS = 1000  # of a stage: a file that declares billions of layers would exhaust the memory
 MAX_INTEGER = 2**31  # of any integer
+
+
+Fields = dict[str, Any]
+FORMAT_FIELD = "hf_vit_seg_version"  # in config.json
+FORMAT_VERSION = "0.1.0"  # of the package, which is not installed where this code is loaded from the Hub
+FIRST_VERSION = "0.1.0"  # of configs without the field
+# Changes of the fields of configs, by the version that made them, in ascending order.
+MIGRATIONS: tuple[tuple[str, Callable[[Fields], Fields]], ...] = ()
+
+
+def migrate_fields(fields: Fields, name: str) -> Fields:
+    """Return the fields of a config that another version has written in the format of this one, without the version.
+
+    A newer version is reported: its new fields have no effect. Raises HfVitSegError if it is not a version.
+    """
+    fields = dict(fields)
+    given = fields.pop(FORMAT_FIELD, FIRST_VERSION)
+    try:
+        written = Version(given)
+    except (InvalidVersion, TypeError):
+        raise HfVitSegError(
+            f"{name}.{FORMAT_FIELD} must be a version such as {FORMAT_VERSION}, got {given!r}"
+        ) from None
+    for changed, change in MIGRATIONS:
+        if written < Version(changed):
+            fields = change(fields)
+    if written > Version(FORMAT_VERSION):
+        logger.warning_once(
+            f"{name} was written by hf_vit_seg {written}, which is newer than {FORMAT_VERSION}: update the package if "
+            "the model cannot be loaded, or computes something else."
+        )
+    return fields
 
 
 def check_fields(fields: Mapping[str, Any], name: str) -> None:
@@ -86,12 +121,17 @@ class SegmentationConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a config as transformers does, with the derived fields of the overrides in `kwargs`."""
+        config_dict = migrate_fields(config_dict, cls.__name__)
         check_fields({**config_dict, **kwargs}, cls.__name__)
         loaded = super().from_dict(config_dict, **kwargs)
         config: Any = loaded[0] if isinstance(loaded, tuple) else loaded
         config.update_derived_fields()
         config.validate()
         return loaded
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, with the version of the package that writes them."""
+        return super().to_dict() | {FORMAT_FIELD: FORMAT_VERSION}
 
     def validate_rates(self) -> None:
         """Raise ValueError for rates of dropout and stochastic depth that are negative, or not below 1."""

@@ -1,6 +1,7 @@
 """Models that released versions wrote are loaded with equal outputs."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 
 from hf_vit_seg import __version__, architectures
+from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.models import layers
 from tests.released.make import ABOUT, BACKBONE, MODELS, OUTPUTS, outputs_of
 
 RELEASED = REPOSITORY / "tests" / "released"
@@ -73,3 +76,49 @@ def test_renamed_fields_of_a_released_config_are_named(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"decoder_hidden_size": 16}))
     with pytest.raises(ValueError, match="decode_head_hidden_size"):
         transformers.AutoConfig.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_configs_have_the_version_of_the_package(name, tmp_path):
+    assert __version__ == layers.FORMAT_VERSION
+    config = architectures()[name].variant_config("tiny")
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())[layers.FORMAT_FIELD] == __version__
+    loaded = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert loaded.to_diff_dict() == config.to_diff_dict() and not hasattr(loaded, layers.FORMAT_FIELD)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"), [("0.0.9", ["0.1.0", "0.2.0"]), ("0.1.0", ["0.2.0"]), ("0.2.0", []), ("0.10.0", [])]
+)
+def test_only_later_changes_are_applied(monkeypatch, written, expected):
+    applied = []
+
+    def change(version):
+        return version, lambda fields: fields | {"changed_in": applied.append(version) or version}
+
+    monkeypatch.setattr(layers, "MIGRATIONS", (change("0.1.0"), change("0.2.0")))
+    monkeypatch.setattr(layers, "FORMAT_VERSION", "0.2.0")
+    given = {"hidden_size": 16, layers.FORMAT_FIELD: written}
+    found = layers.migrate_fields(given, "Config")
+    assert applied == expected and found.pop("changed_in", None) == (expected or [None])[-1]
+    assert found == {"hidden_size": 16} and layers.FORMAT_FIELD in given
+
+
+@pytest.mark.parametrize(("written", "warns"), [("0.1.0", False), ("99.0", True)])
+def test_newer_configs_are_reported(written, warns, tmp_path):
+    logging.Logger.warning_once.cache_clear()  # transformers' method remembers messages of the process
+    found, handler = [], logging.Handler()
+    handler.emit = found.append
+    layers.logger.addHandler(handler)
+    try:
+        layers.migrate_fields({layers.FORMAT_FIELD: written}, "Config")
+    finally:
+        layers.logger.removeHandler(handler)
+    assert bool(found) == warns
+
+
+@pytest.mark.parametrize("version", ["newest", 7, None, ["0.1.0"]])
+def test_invalid_versions_raise(version):
+    with pytest.raises(HfVitSegError, match=layers.FORMAT_FIELD):
+        layers.migrate_fields({layers.FORMAT_FIELD: version}, "Config")
