@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor
 from hf_vit_seg import __version__, architectures
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models import layers
-from tests.released.make import ABOUT, BACKBONE, MODELS, OUTPUTS, outputs_of
+from tests.released.make import ABOUT, BACKBONE, MODELS, OUTPUTS, RESUMED, RUN, outputs_of, resume
 
 RELEASED = REPOSITORY / "tests" / "released"
 DIRECTORIES = sorted(path.parent for path in RELEASED.glob(f"*/*/{ABOUT}"))
@@ -59,6 +59,14 @@ def test_released_image_processors_are_equal(directory, tmp_path):
     processor.save_pretrained(tmp_path)
     found = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert {name: found[name] for name in written} == written
+
+
+@pytest.mark.parametrize("directory", sorted(RELEASED.glob(f"*/{RUN}")), ids=lambda path: path.parent.name)
+def test_released_runs_are_resumed(directory, tmp_path):
+    expected = load_file(directory / RESUMED)
+    found = resume(Path(shutil.copytree(directory, tmp_path / "moved")))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0.02 * float(tensor.std()), msg=name)
 
 
 def test_every_type_and_head_of_this_version_is_frozen():

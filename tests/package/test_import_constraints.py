@@ -14,7 +14,7 @@ import hf_vit_seg.models
 MODELS = Path(hf_vit_seg.models.__file__).parent
 PACKAGE = MODELS.parent
 # The image processors have the requirements of transformers' processors.
-ALLOWED = {"torch", "transformers", "huggingface_hub"}
+ALLOWED = {"packaging", "torch", "transformers", "huggingface_hub"}
 ALLOWED_FOR_MASKS = ALLOWED | {"scipy"}  # imported within `try`, which transformers does not require
 ALLOWED_FOR_IMAGES = ALLOWED | {"numpy", "PIL", "torchvision"}
 # Each folder maps to those that it may import.

@@ -1,14 +1,17 @@
 """`python -m tests.released.make`: freeze tiny models of every type and head, as this version writes them.
 
 Each directory `VERSION/NAME` has a model, its image processor, and `outputs.safetensors`, the outputs for
-`pixel_values`. `tests/models/test_released.py` loads the directories of all versions. They are written once for each
-release, and never changed.
+`pixel_values`. `VERSION/run` is a recipe with its data and a run of `STEPS` steps; `resumed.safetensors` are the
+outputs of its model after twice as many. Later versions test that they load the directories, which are written once
+for each release and never changed.
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,11 +21,15 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from random_weights import randomize_weights
+from tiny_runs import run, settings, write_data, write_recipe
 
 from hf_vit_seg import __version__, architectures
+from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 
 FOLDER = Path(__file__).parent
 OUTPUTS, ABOUT = "outputs.safetensors", "about.json"
+RUN, RESUMED, STEPS = "run", "resumed.safetensors", 3
+NOT_FROZEN = ("plots", "samples", "best", "last", "report.html")  # of a run, which a resumed one writes again
 SIZE = (40, 56)  # of the image
 SEGMENTATION, UNIVERSAL = "AutoModelForSemanticSegmentation", "AutoModelForUniversalSegmentation"
 CLASSIFICATION, POSE = "AutoModelForImageClassification", "AutoModelForPoseEstimation"
@@ -139,6 +146,28 @@ def freeze(folder: Path, architecture: str, auto: str, fields: dict[str, Any]) -
     (folder / ABOUT).write_text(json.dumps({"architecture": architecture, "auto": auto}) + "\n")
 
 
+def freeze_run(folder: Path) -> None:
+    """Write a recipe with relative paths, its data, a run, and the outputs of the model after it was resumed."""
+    with TemporaryDirectory() as place:
+        project = write_data(Path(place) / "project")
+        recipe = settings(Path("."), loop={"steps": STEPS, "batch_size": 2, "checkpoint_every": STEPS, "log_every": 1})
+        recipe["model"]["fields"] |= SMALL["segformer"]
+        run(write_recipe(project, recipe), project / "out")
+        for name in NOT_FROZEN:
+            path = project / "out" / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.copytree(project, folder)
+        shutil.rmtree(project)  # a run is resumed after its data have moved only if they are not there any more
+        save_file(resume(Path(shutil.copytree(folder, Path(place) / "moved"))), folder / RESUMED)
+
+
+def resume(folder: Path) -> dict[str, torch.Tensor]:
+    """Resume a frozen run in place until it has twice as many steps; return the outputs of its model."""
+    run(folder / "recipe.yaml", folder / "out", f"loop.steps={2 * STEPS}", resume=True)
+    model = transformers.AutoModelForSemanticSegmentation.from_pretrained(RunDirectory(folder / "out").last)
+    return outputs_of(model)
+
+
 def main() -> None:
     """Write the directories of this version."""
     for name, architecture, auto, fields in MODELS:
@@ -146,6 +175,7 @@ def main() -> None:
         freeze(folder, architecture, auto, fields)
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{name}: {size / 1000:.0f} kB")
+    freeze_run(FOLDER / __version__ / RUN)
 
 
 if __name__ == "__main__":
