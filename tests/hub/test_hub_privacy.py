@@ -95,7 +95,7 @@ def test_absolute_paths_are_removed_before_push(hub, home, tmp_path):
 
 
 def test_data_images_are_published_only_on_request(hub, home, tmp_path):
-    model = Path(shutil.copytree(NUCLEI, tmp_path / "run" / "best"))
+    model = Path(shutil.copytree(NUCLEI, tmp_path / "run" / "best", ignore=shutil.ignore_patterns("samples")))
     (tmp_path / "run" / "log.jsonl").write_text("{}\n")
     with pytest.raises(PushError, match="has no sample images to publish; omit --sample-image"):
         push(model, Target("me/model"), sample_image=True)
