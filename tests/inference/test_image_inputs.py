@@ -1,7 +1,6 @@
 """Images of any source: one picture gives the same pixels and label map as a file, PIL image, array or tensor."""
 
 import io
-import logging
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from log_records import collect_messages
 from PIL import Image
 from tiny_segmenters import segmenter
 
@@ -147,47 +147,26 @@ def test_unrescaled_images_are_blended_with_one():
     torch.testing.assert_close(found * 255, expected, atol=0.6, rtol=0)
 
 
-class Records(logging.Handler):
-    """Collects messages."""
-
-    def __init__(self):
-        super().__init__()
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
 def test_images_of_zero_to_one_are_reported_once(processor):
-    logging.Logger.warning_once.cache_clear()  # transformers' method remembers messages of the process
-    handler, logger = Records(), logging.getLogger("hf_vit_seg.models.image_processing_segmentation")
-    logger.addHandler(handler)
-    try:
+    with collect_messages("hf_vit_seg.models.image_processing_segmentation") as messages:
         values = np.random.default_rng(0).random((*SIDES, 3))
         processor(values * 255, return_tensors="pt")
         processor(values, return_tensors="pt", do_rescale=False)
-        assert handler.messages == []
+        assert messages == []
         for _ in range(3):
             processor(values, return_tensors="pt")
-    finally:
-        logger.removeHandler(handler)
-    assert len(handler.messages) == 1 and "0 to 1" in handler.messages[0]
+    assert len(messages) == 1 and "0 to 1" in messages[0]
 
 
 @pytest.mark.parametrize("shift", [0, 2, 4])
 def test_images_of_twelve_bits_are_reported_once(processor, tmp_path, shift):
-    logging.Logger.warning_once.cache_clear()
-    handler, logger = Records(), logging.getLogger("hf_vit_seg.models.image_processing_inputs")
-    logger.addHandler(handler)
-    try:
+    with collect_messages("hf_vit_seg.models.image_processing_inputs") as messages:
         values = np.random.default_rng(0).integers(0, 2**16, SIDES, dtype=np.uint16) >> shift
         Image.fromarray(values).save(tmp_path / "a.png")
         processor(values, return_tensors="pt")
         for image in (values, Image.fromarray(values), tmp_path / "a.png"):
             load_pixels(image, 3, processor)
-    finally:
-        logger.removeHandler(handler)
-    assert len(handler.messages) == (shift > 0)
+    assert len(messages) == (shift > 0)
 
 
 @pytest.mark.parametrize(

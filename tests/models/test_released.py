@@ -1,7 +1,6 @@
 """Models that released versions wrote are loaded with equal outputs."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from log_records import collect_messages
 from paths import REPOSITORY
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor
@@ -115,14 +115,8 @@ def test_only_later_changes_are_applied(monkeypatch, written, expected):
 
 @pytest.mark.parametrize(("written", "warns"), [("0.1.0", False), ("99.0", True)])
 def test_newer_configs_are_reported(written, warns, tmp_path):
-    logging.Logger.warning_once.cache_clear()  # transformers' method remembers messages of the process
-    found, handler = [], logging.Handler()
-    handler.emit = found.append
-    layers.logger.addHandler(handler)
-    try:
+    with collect_messages(layers.logger.name) as found:
         layers.migrate_fields({layers.FORMAT_FIELD: written}, "Config")
-    finally:
-        layers.logger.removeHandler(handler)
     assert bool(found) == warns
 
 

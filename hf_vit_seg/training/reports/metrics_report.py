@@ -176,11 +176,13 @@ def describe_never_predicted(report: MetricsReport) -> str | None:
     absent, labeled = report.never_predicted(), report.class_counts()
     if not absent or labeled is None:
         return None
-    total, more = labeled.sum(), len(absent) - MAX_ABSENT_NAMES
-    names = ", ".join(f"{report.names[k]} ({labeled[k] / total:.2%} of the labels)" for k in absent[:MAX_ABSENT_NAMES])
+    total = labeled.sum()
+    names = format_list(
+        (f"{report.names[k]} ({labeled[k] / total:.2%} of the labels)" for k in absent), MAX_ABSENT_NAMES
+    )
     subject = "1 class is" if len(absent) == 1 else f"{len(absent)} classes are"
     return (
-        f"{subject} never predicted: {names}{f' and {more} more' if more > 0 else ''}. Likely causes: too few steps or "
+        f"{subject} never predicted: {names}. Likely causes: too few steps or "
         "too low a learning rate; rare classes (loss.cross_entropy.class_weights, data.sampling or a dice term help); "
         "labels that differ between the splits (see hf-vit-seg check-data)"
     )
