@@ -67,7 +67,7 @@ def build(setup: Setup, head: str, seed: int) -> Any:
 def compute_features(setup: Setup, folder: Path, mirrored: bool, limit: int | None) -> list[Sample]:
     """Compute the feature maps of all images of a split, and of their mirror images."""
     model = build(setup, "query", 0)  # reads all maps of any encoder
-    processor = AutoImageProcessor.from_pretrained(setup.encoder, do_resize=False)
+    processor = AutoImageProcessor.from_pretrained(setup.encoder, do_resize=False, do_center_crop=False)
     samples = []
     for path in sorted((folder / "images").iterdir())[:limit]:
         pixels = processor(read_rgb_image(path), return_tensors="pt")["pixel_values"]

@@ -213,14 +213,20 @@ def ray_rate(setup: Setup, threads: int) -> float | None:
     from hf_vit_seg.inference.batch.processes import ModelSettings
     from hf_vit_seg.inference.batch.processes import Work as ShardWork
     from hf_vit_seg.inference.batch.ray_engine import RayError, run_ray
+    from hf_vit_seg.inference.batch.shard import ShardStatus
 
-    found: list[Any] = []
+    found: list[tuple[float, ShardStatus]] = []
+
+    def note(event: Any) -> None:
+        if isinstance(event, ShardStatus):
+            found.append((time.perf_counter(), event))
+
     with tempfile.TemporaryDirectory() as out:
         settings = RunSettings(setup.model, "", (setup.photos,), shards=8, reports=False)
         model = ModelSettings(setup.model, setup.device, threads=threads)
         work = ShardWork(plan(settings, Storage(out)), model, PredictOptions(overlay=False), WorkSettings())
         try:
-            run_ray(work, range(8), lambda status: found.append((time.perf_counter(), status)), actors=1)
+            run_ray(work, range(8), note, actors=1)
         except RayError:
             return None
     first, last = found[0][0], found[-1][0]  # without the start of the actor and its first shard

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch.utils.data import Dataset
 
-from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
+from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.images.nodata import NodataSetting, fill_missing, find_nodata
 from hf_vit_seg.data.labels.class_entries import ClassSettings
 from hf_vit_seg.data.labels.class_table import ClassTable, ClassTableError, UnknownValueError
@@ -184,19 +184,12 @@ class RawDataset:
         """Return the name of a sample, without reading it."""
         return self.source.name(self.indices[index])
 
-    def files(self, index: int) -> tuple[Path, ...]:
-        """Return the files of a sample, the image first; empty if it is not stored in separate files."""
+    def files(self, index: int) -> tuple[Path | str, ...]:
+        """Return the files of a sample, the image first: paths, or addresses as strings.
+
+        Empty if the sample is not stored in separate files.
+        """
         return self.source.files(self.indices[index])
-
-    def has_remote_files(self, index: int) -> bool:
-        """Return whether the image or the target of a sample is at an address, and so not among `files`."""
-        places = getattr(self.source, "places", None)
-        return places is not None and any(isinstance(place, str) for place in places(self.indices[index]))
-
-    def encoded_files(self, index: int) -> Sequence[Path | ImageBytes]:
-        """Return the image of a sample and its mask as files, also those in the rows of a table."""
-        encoded = getattr(self.source, "encoded_files", None)
-        return encoded(self.indices[index]) if encoded else self.files(index)
 
     def group(self, index: int) -> str | int:
         """Return the group of a sample; a group is never divided between splits."""
@@ -205,7 +198,9 @@ class RawDataset:
     def raw(self, index: int) -> RawSample:
         """Read a sample with its raw target, bypassing the cache. Raises ImageFileError for unusable samples."""
         sample = self.source.read(self.indices[index])
-        sample = self._mark_missing(sample, sample.encoded or self.files(index))
+        if not sample.encoded:
+            sample = replace(sample, encoded=tuple(file for file in self.files(index) if isinstance(file, Path)))
+        sample = self._mark_missing(sample)
         check_sample(sample, self.location(index))
         if isinstance(sample.target, RawSegments):
             return replace(sample, target=name_classes(sample.target, self.class_table))
@@ -224,7 +219,7 @@ class RawDataset:
 
     def _read_uncached(self, index: int) -> RawSample:
         try:
-            sample = self.raw(index)
+            sample = replace(self.raw(index), encoded=())
             if isinstance(sample.target, RawSegments):
                 found = apply_classes(sample.target, self.class_table, self.task, sample.unlabeled)
                 return replace(sample, target=found)
@@ -251,8 +246,9 @@ class RawDataset:
             unlabeled, self.class_table.ignore_index
         )
 
-    def _mark_missing(self, sample: RawSample, files: Sequence[Path | ImageBytes | None]) -> RawSample:
+    def _mark_missing(self, sample: RawSample) -> RawSample:
         """Fill pixels of the image without data, and mark these and labels without data."""
+        files = sample.encoded
         nodata = find_nodata(self.nodata, files[0] if files else None)
         context = self.context
         fill = (0.0,) if context is None else context.stored_mean(sample.image)
@@ -263,7 +259,7 @@ class RawDataset:
             if value is not None and value not in dict(self.class_table.targets) and (target == value).any():
                 found = target == value
                 unlabeled = found if unlabeled is None or unlabeled.shape != found.shape else unlabeled | found
-        return replace(sample, image=image, missing=missing, unlabeled=unlabeled, encoded=())
+        return replace(sample, image=image, missing=missing, unlabeled=unlabeled)
 
     def location(self, index: int) -> str:
         """Return the file that holds a sample's target, or the sample's name."""

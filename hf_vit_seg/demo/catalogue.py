@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.classifier import Classifier
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage
 from hf_vit_seg.inference.dense.protocols import Protocol
@@ -27,7 +28,7 @@ from hf_vit_seg.inference.runtimes import task_of_model
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.inference.segments import FoundSegments
-from hf_vit_seg.provenance import provenance_of
+from hf_vit_seg.provenance import CARD, provenance_of, split_card
 
 from . import ENVIRONMENT, NUCLEI
 from .accelerator import on_gpu
@@ -44,6 +45,7 @@ LOADERS: Mapping[str, Callable[[str], Any]] = {
     "classification": Classifier.from_pretrained,
     "pose": PoseEstimator.from_pretrained,
 }
+CARD_IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)")  # the page does not serve the files beside a card
 # Of ZeroGPU, for any call and for a million pixels that a model sees: more than large models take.
 SECONDS, SECONDS_PER_MILLION = 10, 1
 SECONDS_COMPUTING = 120  # for one image
@@ -160,6 +162,15 @@ class Catalogue:
         if not Path(entry.place).exists():
             return ModelFacts(", ".join(facts), f"https://huggingface.co/{entry.place}")
         return ModelFacts(", ".join([*facts, f"license: {provenance_of(entry.place).license or 'unknown'}"]))
+
+    def card_text(self, title: str) -> str:
+        """Return the Markdown of a local model's card, without images; empty if it has none that can be read."""
+        entry = self.entries.get(title)
+        path = None if entry is None else Path(entry.place, CARD)
+        try:
+            return CARD_IMAGE.sub("", split_card(path)[1]) if path and path.is_file() else ""
+        except HfVitSegError:
+            return ""
 
     def examples(self, task: str) -> list[tuple[str, str]]:
         """Paths of example images with the title of their model: the built-in ones, and those of the models' runs."""

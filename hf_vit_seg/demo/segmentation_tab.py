@@ -95,6 +95,7 @@ class ImageTab(Generic[Result]):
                 view = segmentation_view()
                 with gr.Row():
                     files = [gr.DownloadButton(label, size="md", interactive=False) for label in self.downloads]
+                self.render_card(choices.model)
                 # For API clients; the page shows the legend.
                 types: Any = list(self.columns.values())
                 table = gr.Dataframe(headers=list(self.columns), datatype=types, label="Table", visible=False)
@@ -121,6 +122,18 @@ class ImageTab(Generic[Result]):
             api_name=self.function().__name__,
             **CALLS,
         )
+
+    def render_card(self, model: gr.Dropdown) -> None:
+        """Create the folded card of the chosen model; models on the Hub have a link instead."""
+        text = self.catalogue.card_text(model.value)
+        with gr.Accordion("Model card", open=False, visible=bool(text)) as panel:
+            card = gr.Markdown(text)
+
+        def show_card(title: str) -> tuple[Any, str]:
+            text = self.catalogue.card_text(title)
+            return gr.update(visible=bool(text)), text
+
+        model.change(show_card, model, [panel, card], queue=False, api_visibility="private")
 
     def function(self) -> Callable[..., Any]:
         """Register the function for API clients."""

@@ -12,50 +12,17 @@ from transformers.image_utils import SizeDict
 from hf_vit_seg.models.image_processing_segmentation import target_sides
 
 from .image_inputs import load_pixels
-from .loading import (
-    advise_conversion,
-    check_options,
-    check_outputs,
-    float_type,
-    label_names,
-    load_for_inference,
-    select_device,
-)
+from .image_model import ImageModel
+from .loading import check_outputs, label_names
 
 # transformers' names of the kinds of classification, which pipelines read.
 SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
 
 
-class Classifier:
+class Classifier(ImageModel):
     """A classification model with its image processor; calling it returns the most likely classes of an image."""
 
-    def __init__(self, model: Any, processor: BaseImageProcessor, device: str | torch.device | None = None):
-        """`device` defaults to a GPU if available."""
-        advise_conversion(model)
-        self.device = select_device(device)
-        self.model, self.processor = model.eval().to(self.device), processor
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype = torch.float32,
-        *,
-        convert: bool = True,
-        **hub: Any,
-    ) -> "Classifier":
-        """Load a local directory, a Hub model, or a checkpoint file, with the options of `load`.
-
-        Raises ModelError if it is not a classifier."""
-        check_options(Classifier.from_pretrained, hub)
-        where, kind = select_device(device), float_type(dtype)
-        return cls(*load_for_inference(name, "classification", kind, convert=convert, **hub), where)
-
-    @property
-    def channels(self) -> int:
-        """The number of image channels."""
-        return getattr(self.model.config, "num_channels", 3)
+    task = "classification"
 
     @property
     def multi_label(self) -> bool:

@@ -76,7 +76,7 @@ class InstanceSegmenter(ImageSegmenter):
 
         Raises ModelError if it does not find objects.
         """
-        check_options(InstanceSegmenter.from_pretrained, hub)
+        check_options(cls.from_pretrained, hub)
         model, processor, where = load_model_or_program(name, "instance", device, dtype, convert=convert, **hub)
         return cls(model, processor, where, protocol, threshold)
 

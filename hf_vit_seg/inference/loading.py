@@ -224,15 +224,15 @@ def check_task(name: str | Path, converted: Conversion, task: str | None) -> Non
 
 
 def check_options(function: Callable[..., Any], hub: Mapping[str, Any]) -> None:
-    """Raise TypeError for options of a function that neither it nor `HUB_OPTIONS` has."""
+    """Raise TypeError for options of a function or class method that neither it nor `HUB_OPTIONS` has."""
     own = [name for name, each in signature(function).parameters.items() if each.kind is not each.VAR_KEYWORD]
     known = [*own, *HUB_OPTIONS]
     if unknown := [name for name in hub if name not in HUB_OPTIONS]:
         noun = "argument" if len(unknown) == 1 else "arguments"
         found = ", ".join(f"'{name}'" for name in unknown)
-        raise TypeError(
-            f"{function.__qualname__}() got unexpected keyword {noun} {found}; {nearest(unknown[0], known)}"
-        )
+        owner: Any = getattr(function, "__self__", None)
+        called = function.__name__ if owner is None else f"{owner.__name__}.{function.__name__}"
+        raise TypeError(f"{called}() got unexpected keyword {noun} {found}; {nearest(unknown[0], known)}")
 
 
 def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segmentation", **hub: Any) -> Any:
@@ -270,13 +270,18 @@ def check_finite(name: str, model: Any) -> None:
         )
 
 
-def check_outputs(outputs: torch.Tensor, pixels: torch.Tensor) -> None:
-    """Raise InvalidOutputError if outputs of a model for `pixels`, of any shape, contain NaN or infinity.
+def invalid_outputs(outputs: torch.Tensor) -> torch.Tensor:
+    """Return where the outputs of a model, of any shape, are NaN or infinity, as a mask of the same shape.
 
-    Scores of minus infinity are accepted: they exclude a class.
+    Minus infinity is accepted: it excludes a class.
     """
+    return outputs.isnan() | outputs.isposinf()
+
+
+def check_outputs(outputs: torch.Tensor, pixels: torch.Tensor) -> None:
+    """Raise InvalidOutputError if outputs of a model for `pixels` have `invalid_outputs`."""
     total = outputs.sum()
-    if (total.isnan() or total.isposinf()) and (outputs.isnan() | outputs.isposinf()).any():
+    if (total.isnan() or total.isposinf()) and invalid_outputs(outputs).any():
         low, high = (float(extreme) for extreme in pixels.aminmax())
         raise InvalidOutputError(
             f"the outputs of the model contain NaN or infinity; its input has values from {low:.4g} to {high:.4g}. If "

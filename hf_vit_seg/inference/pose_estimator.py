@@ -16,46 +16,22 @@ from hf_vit_seg.drawing.skeletons import Skeleton
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 
 from .image_inputs import load_pixels
-from .loading import (
-    advise_conversion,
-    check_options,
-    check_outputs,
-    float_type,
-    label_names,
-    load_for_inference,
-    select_device,
-)
+from .image_model import ImageModel
+from .loading import check_outputs, label_names
 
 TOGETHER = 16  # persons per forward pass
 Box = tuple[float, float, float, float]  # x, y, width, height
 
 
-class PoseEstimator:
+class PoseEstimator(ImageModel):
     """A pose model with its image processor; calling it with an image and a box returns keypoints."""
+
+    task = "pose"
 
     def __init__(self, model: Any, processor: BaseImageProcessor, device: str | torch.device | None = None):
         """`device` defaults to a GPU if available."""
-        advise_conversion(model)
-        self.device = select_device(device)
-        self.model, self.processor = model.eval().to(self.device), processor
+        super().__init__(model, processor, device)
         self.size = person_size(processor)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype = torch.float32,
-        *,
-        convert: bool = True,
-        **hub: Any,
-    ) -> "PoseEstimator":
-        """Load a local directory, a Hub model, or a checkpoint file, with the options of `load`.
-
-        Raises ModelError if it is not a pose model."""
-        check_options(PoseEstimator.from_pretrained, hub)
-        where, kind = select_device(device), float_type(dtype)
-        return cls(*load_for_inference(name, "pose", kind, convert=convert, **hub), where)
 
     @property
     def names(self) -> list[str]:
@@ -66,11 +42,6 @@ class PoseEstimator:
     def skeleton(self) -> Skeleton:
         """The bones, if these are COCO's keypoints, and the left and right keypoints of the model's config."""
         return Skeleton.of(self.names, pairs=getattr(self.model.config, "pose_flip_pairs", None))
-
-    @property
-    def channels(self) -> int:
-        """The number of image channels."""
-        return getattr(self.model.config, "num_channels", 3)
 
     @torch.inference_mode()
     def __call__(self, image: Any, box: Box | None = None) -> torch.Tensor:

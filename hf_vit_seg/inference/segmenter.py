@@ -55,7 +55,7 @@ class Segmenter(ImageSegmenter):
         run on the CPU. Raises ModelError if the model does not exist, or has no segmentation head or no image
         processor.
         """
-        check_options(Segmenter.from_pretrained, hub)
+        check_options(cls.from_pretrained, hub)
         model, processor, where = load_model_or_program(name, "segmentation", device, dtype, convert=convert, **hub)
         return cls(model, processor, where, protocol)
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from demo_server import SERVER
 from huggingface_hub import SpaceCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -118,7 +119,7 @@ def cut(models, tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def address(models, cut):
     """A demo with the built-in model, one model for each task, and a broken one."""
-    _, address, _ = hf_vit_seg.demo.launch(NUCLEI, *models.values(), cut, prevent_thread_lock=True, quiet=True)
+    _, address, _ = hf_vit_seg.demo.launch(NUCLEI, *models.values(), cut, **SERVER)
     yield address
     gradio.close_all()
 
@@ -342,6 +343,19 @@ def test_view_of_a_large_image_is_downscaled():
 def test_facts_of_a_model():
     known = Catalogue([NUCLEI])
     assert known.describe(NUCLEI) == ModelFacts("SegFormerForSemanticSegmentation, 2 classes, license: cc0-1.0")
+
+
+def test_card_of_a_local_model(tmp_path):
+    model = shutil.copytree(MODEL, tmp_path / "models" / "carded")
+    (model / "README.md").write_text("---\nlicense: mit\n---\n# A model\n\n![a figure](plots/curves.png)\n")
+    bare = shutil.copytree(MODEL, tmp_path / "models" / "bare")
+    (bare / "README.md").unlink()
+    known = Catalogue([NUCLEI, str(model), str(bare)])
+    assert "Results on the test split" in known.card_text(NUCLEI)
+    assert known.card_text("models/carded").split() == ["#", "A", "model"]
+    assert known.card_text("models/bare") == known.card_text("another") == ""
+    (model / "README.md").write_bytes(b"\xff\xfe")
+    assert known.card_text("models/carded") == ""
 
 
 def test_examples_of_a_model_are_the_images_of_its_run(tmp_path):

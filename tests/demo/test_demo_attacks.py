@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from demo_server import SERVER
 from PIL import Image
 from transformers import AutoModelForImageClassification, AutoModelForPoseEstimation
 
@@ -69,7 +70,7 @@ def server(models, tmp_path_factory):
     """A demo with a separate upload folder: `address`, `folder` and `config`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("temporary")))
-        _, address, _ = hf_vit_seg.demo.launch(NUCLEI, *models, prevent_thread_lock=True, quiet=True)
+        _, address, _ = hf_vit_seg.demo.launch(NUCLEI, *models, **SERVER)
         folder = Path(os.environ["GRADIO_TEMP_DIR"])
         address = address.rstrip("/")
         with urllib.request.urlopen(f"{address}/config") as answer:

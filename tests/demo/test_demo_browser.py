@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from demo_server import SERVER
 from paths import REPOSITORY
 from PIL import Image
 from transformers import AutoModelForImageClassification, AutoModelForPoseEstimation, AutoModelForSemanticSegmentation
@@ -51,7 +52,7 @@ def address(tmp_path_factory):
         auto_class.from_config(vit.variant_config("tiny", num_labels=17)).save_pretrained(folder.with_name(name))
         vit.image_processor["torchvision"](size={"height": 64, "width": 48}).save_pretrained(folder.with_name(name))
     models = ["nuclei", *(str(folder.with_name(name)) for name in ("untrained", "cut", *others))]
-    _, address, _ = launch(*models, prevent_thread_lock=True, quiet=True)
+    _, address, _ = launch(*models, **SERVER)
     yield address
     gradio.close_all()
 
@@ -99,6 +100,14 @@ def test_page_opens_with_the_result_of_an_example(page):
     assert set(legend(page)) <= {"background", "nucleus"}
     assert page.get_by_role("button", name="Report (JSON)").is_enabled()
     assert "SegFormerForSemanticSegmentation, 2 classes" in page.locator(".about").inner_text()
+
+
+def test_card_of_the_model_can_be_read(page):
+    results = page.get_by_role("heading", name="Results on the test split")
+    assert not results.is_visible()
+    page.get_by_role("button", name="Model card").click()
+    results.wait_for()
+    page.get_by_role("button", name="Model card").click()
 
 
 def test_visitor_sees_the_segmentation(page):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from demo_server import SERVER
 from object_models import save_object_model
 from PIL import Image
 
@@ -40,7 +41,7 @@ def models(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def client(models):
-    _, address, _ = launch(*models.values(), prevent_thread_lock=True, quiet=True)
+    _, address, _ = launch(*models.values(), **SERVER)
     yield gradio_client.Client(address, verbose=False)
     gradio.close_all()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from demo_server import SERVER
 from object_models import save_object_model
 from PIL import Image
 
@@ -43,7 +44,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder):
-    _, address, _ = launch("nuclei", str(folder / "best"), prevent_thread_lock=True, quiet=True)
+    _, address, _ = launch("nuclei", str(folder / "best"), **SERVER)
     yield address
     gradio.close_all()
 

@@ -71,7 +71,7 @@ def read_sample_facts(dataset: RawDataset, index: int) -> SampleFacts:
     name = dataset.name(index)
     try:
         sample = dataset.raw(index)
-        orientations = tuple(read_orientation(file) for file in dataset.encoded_files(index))
+        orientations = tuple(read_orientation(file) for file in sample.encoded if file is not None)
     except ConnectionLost:
         raise
     except (HfVitSegError, OSError) as error:  # sources of plugins may not name the sample
@@ -179,8 +179,8 @@ def source_stamp(settings: Mapping[str, Any], channels: int, dataset: RawDataset
 
 def facts_key(stamp: str, dataset: RawDataset, index: int) -> str | None:
     """Return the cache key of a sample; None for a sample without separate local files, which is never cached."""
-    stamps = [file_stamp(path) for path in dataset.files(index)]
-    if not stamps or None in stamps or dataset.has_remote_files(index):
+    stamps = [file_stamp(file) if isinstance(file, Path) else None for file in dataset.files(index)]
+    if not stamps or None in stamps:
         return None
     return hashlib.blake2b(json.dumps([stamp, dataset.name(index), stamps]).encode(), digest_size=16).hexdigest()
 

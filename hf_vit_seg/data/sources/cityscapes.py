@@ -4,7 +4,7 @@ Shapes: H W pixels, n segments.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from hf_vit_seg.data.images.pixels import File
 from hf_vit_seg.data.labels.raw_values import IGNORED_VALUE
 from hf_vit_seg.data.samples import RawSegments
-from hf_vit_seg.data.storage.addresses import file_at
 
 from .folders import FoldersSource
 from .instance_maps import InstanceMaps, read_instances, segments_of_codes
@@ -69,9 +69,9 @@ class Cityscapes(InstanceMaps):
     values: Mapping[int, int | None] | None = None
     things: tuple[str, ...] = ()
 
-    def segments(self, index: int) -> tuple[RawSegments, tuple[str, ...]]:
-        """Read the segments of an image."""
-        found = segments_of_codes(read_instances(file_at(self.places(index)[-1])), DIVISOR)
+    def segments(self, maps: Sequence[File]) -> tuple[RawSegments, tuple[str, ...]]:
+        """Read the segments of the instance map."""
+        found = segments_of_codes(read_instances(maps[-1]), DIVISOR)
         assert found.classes is not None and self.values is not None
         kinds = [self.values.get(label, IGNORED_VALUE) for label in found.classes]
         background = torch.tensor([False, False, *(kind is None for kind in kinds)])

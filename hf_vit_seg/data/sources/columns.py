@@ -244,12 +244,6 @@ class HubDataset:
             raise ImageFileError(f"{name}: the column '{column}' has neither the bytes nor the path of a file")
         return Path(value["path"])
 
-    def encoded_files(self, index: int) -> tuple[File, ...]:
-        """Return the image and the mask that are stored as encoded files."""
-        row, name = self.data[index], self.name(index)
-        columns = [c for c in (self.image, self.target) if isinstance(row[c], dict | bytes)]
-        return tuple(self.cell(row, column, name) for column in columns)
-
     def name(self, index: int) -> str:
         """Return the dataset's name and the row number."""
         return f"{self.title} row {index}"
@@ -273,11 +267,14 @@ class SegmentsDataset(HubDataset):
     def read(self, index: int) -> RawSample:
         """Read a row. Raises ImageFileError."""
         row, name = self.data[index], self.name(index)
-        instances = mask_of_cell(self.cell(row, self.target, name), name)
-        class_map = None if self.class_map is None else mask_of_cell(self.cell(row, self.class_map, name), name)
-        segments, notes = join_segments(instances, class_map, self.divisor, f"{name}, column '{self.target}'")
-        image = self.cell(row, self.image, name)
-        return RawSample(name, self.pixels_of_cell(image, name), segments, notes, encoded=(encoded_file(image),))
+        columns = (self.image, self.target, *([] if self.class_map is None else [self.class_map]))
+        image, *maps = cells = [self.cell(row, column, name) for column in columns]
+        instances, *class_map = (mask_of_cell(cell, name) for cell in maps)
+        segments, notes = join_segments(
+            instances, class_map[0] if class_map else None, self.divisor, f"{name}, column '{self.target}'"
+        )
+        encoded = tuple(map(encoded_file, cells))
+        return RawSample(name, self.pixels_of_cell(image, name), segments, notes, encoded=encoded)
 
 
 def mask_of_cell(cell: Any, name: str) -> torch.Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_vit_seg.data.images.pixels import File, read_mask, read_pixels
+from hf_vit_seg.data.images.pixels import read_mask, read_pixels
 from hf_vit_seg.data.samples import Labels, RawSample
 from hf_vit_seg.data.storage.addresses import file_at, locate
 
@@ -34,7 +34,7 @@ class FileSource:
 
     def read(self, index: int) -> RawSample:
         """Read a sample. Raises ImageFileError, or ConnectionLost."""
-        target, files = self.targets[index], self.encoded_files(index)
+        target, files = self.targets[index], tuple(map(file_at, self.files(index)))
         return RawSample(
             name=self.name(index),
             image=read_pixels(files[0], self.channels),
@@ -46,18 +46,10 @@ class FileSource:
         """Return the image's path relative to its folder."""
         return self.images[index]
 
-    def files(self, index: int) -> tuple[Path, ...]:
-        """Return the image, and the mask if there is one; files at addresses are left out."""
-        return tuple(place for place in self.places(index) if isinstance(place, Path))
-
-    def encoded_files(self, index: int) -> tuple[File, ...]:
-        """Return the same files, and also those at addresses, which are read."""
-        return tuple(map(file_at, self.places(index)))
-
-    def places(self, index: int) -> list[Path | str]:
-        """Return the paths or addresses of the image and its mask."""
+    def files(self, index: int) -> tuple[Path | str, ...]:
+        """Return the image, and the mask if there is one."""
         target, image = self.targets[index], locate(self.image_folder, self.images[index])
-        return [image, locate(self.mask_folder, target)] if isinstance(target, str) else [image]
+        return (image, locate(self.mask_folder, target)) if isinstance(target, str) else (image,)
 
     def group(self, index: int) -> str:
         """Return the image's path: samples are independent."""

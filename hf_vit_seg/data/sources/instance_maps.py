@@ -134,32 +134,24 @@ class InstanceMaps:
 
     def read(self, index: int) -> RawSample:
         """Read an image and its segments. Raises ImageFileError, or ConnectionLost."""
-        file = file_at(self.places(index)[0])
-        target, notes = self.segments(index)
-        return RawSample(self.name(index), read_pixels(file, self.channels), target, notes, encoded=(file,))
+        image, *maps = files = tuple(map(file_at, self.files(index)))
+        target, notes = self.segments(maps)
+        return RawSample(self.name(index), read_pixels(image, self.channels), target, notes, encoded=files)
 
-    def segments(self, index: int) -> tuple[RawSegments, tuple[str, ...]]:
-        """Read the segments of an image, and notes on them."""
-        *class_map, instances = map(file_at, self.places(index)[1:])
+    def segments(self, maps: Sequence[File]) -> tuple[RawSegments, tuple[str, ...]]:
+        """Read the segments of the class map, if there is one, and the instance map, and notes on them."""
+        *class_map, instances = maps
         return read_segments(instances, *class_map, divisor=self.divisor)
 
     def name(self, index: int) -> str:
         """Return the image's path relative to its folder."""
         return self.images[index]
 
-    def files(self, index: int) -> tuple[Path, ...]:
-        """Return the image, the class map if there is one, and the instance map; files at addresses are left out."""
-        return tuple(place for place in self.places(index) if isinstance(place, Path))
-
-    def encoded_files(self, index: int) -> tuple[File, ...]:
-        """Return the same files, and also those at addresses, which are read."""
-        return tuple(map(file_at, self.places(index)))
-
-    def places(self, index: int) -> list[Path | str]:
-        """Return the paths or addresses of the image, the class map if there is one, and the instance map."""
+    def files(self, index: int) -> tuple[Path | str, ...]:
+        """Return the image, the class map if there is one, and the instance map."""
         maps = [] if self.class_folder is None else [locate(self.class_folder, self.class_maps[index])]
         image = locate(self.image_folder, self.images[index])
-        return [image, *maps, locate(self.instance_folder, self.instances[index])]
+        return (image, *maps, locate(self.instance_folder, self.instances[index]))
 
     def group(self, index: int) -> str:
         """Return the image's path: samples are independent."""

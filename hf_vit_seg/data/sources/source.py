@@ -52,8 +52,11 @@ class Source(Protocol):
         """Return the unique name of a sample, without reading it."""
         ...
 
-    def files(self, index: int) -> tuple[Path, ...]:
-        """Return the files of a sample, the image first; empty if it is not stored in separate files."""
+    def files(self, index: int) -> tuple[Path | str, ...]:
+        """Return the files of a sample, the image first: paths, or addresses as strings.
+
+        Empty if the sample is not stored in separate files.
+        """
         ...
 
     def group(self, index: int) -> str | int:

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from hf_vit_seg.data.images.files import ImageBytes, ImageFileError, readable_suffixes
-from hf_vit_seg.data.images.pixels import File, read_mask, read_pixels
+from hf_vit_seg.data.images.pixels import read_mask, read_pixels
 from hf_vit_seg.data.samples import Labels, RawSample
 from hf_vit_seg.data.storage.addresses import (
     ConnectionLost,
@@ -249,16 +249,14 @@ class TarSource:
 
     def read(self, index: int) -> RawSample:
         """Read a sample. Raises ImageFileError, or ConnectionLost."""
-        file = self.file("image", index)
-        image = read_pixels(file, self.channels)
+        files = {kind: self.file(kind, index) for kind in self.members}
+        name, image, encoded = self.name(index), read_pixels(files["image"], self.channels), tuple(files.values())
         if self.labels is not None:
-            return RawSample(self.name(index), image, self.labels[index], encoded=(file,))
-        if "instance" not in self.members:
-            mask = self.file("mask", index)
-            return RawSample(self.name(index), image, read_mask(mask), encoded=(file, mask))
-        class_map = self.file("mask", index) if "mask" in self.members else None
-        segments, notes = read_segments(self.file("instance", index), class_map, self.divisor)
-        return RawSample(self.name(index), image, segments, notes, encoded=(file,))
+            return RawSample(name, image, self.labels[index], encoded=encoded)
+        if "instance" not in files:
+            return RawSample(name, image, read_mask(files["mask"]), encoded=encoded)
+        segments, notes = read_segments(files["instance"], files.get("mask"), self.divisor)
+        return RawSample(name, image, segments, notes, encoded=encoded)
 
     def file(self, kind: str, index: int) -> ImageBytes:
         """Read the file of a kind. Raises ImageFileError, or ConnectionLost."""
@@ -266,10 +264,6 @@ class TarSource:
         offset, size = self.places[kind][index].tolist()
         name = f"{path}: {self.members[kind][index]}"
         return ImageBytes(name, read_range(path, offset, size, name))
-
-    def encoded_files(self, index: int) -> tuple[File, ...]:
-        """Return the image, and the mask or the instance map."""
-        return tuple(self.file(kind, index) for kind in self.members)
 
     def name(self, index: int) -> str:
         """Return the name of the tar file, with its folders if it is not unique, and the key of the sample."""

@@ -24,6 +24,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vit_seg.data.datasets import open_split
 from hf_vit_seg.data.sources.registry import SOURCES
 from hf_vit_seg.inference.dense.protocols import Protocol
+from hf_vit_seg.inference.loading import invalid_outputs
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 from hf_vit_seg.records import RecordError, read_record
@@ -44,21 +45,21 @@ def no_progress(done: int) -> None:
     """Ignore progress."""
 
 
-class NanOutputs:
-    """Finds the samples for which the outputs of a model contain NaN.
+class InvalidOutputs:
+    """Finds the samples for which the outputs of a model contain NaN or infinity.
 
-    In a batch whose rows are not samples (windows and other views), all samples are found if one output contains NaN.
+    In a batch whose rows are not samples (windows and other views), all samples are found if one output is invalid.
     """
 
     def __init__(self):
-        self.last: list[torch.Tensor] = []  # of each output since the last batch, whether its rows have NaN (rows,)
+        self.last: list[torch.Tensor] = []  # of each output since the last batch, which rows are invalid (rows,)
         self.batches: list[tuple[list[int], torch.Tensor]] = []
 
     def check(self, module: Any, inputs: Any, outputs: Any) -> None:
         """Check the outputs of a forward pass, as a forward hook."""
         values = outputs.values() if isinstance(outputs, Mapping) else ()
         tensors = [value for value in values if isinstance(value, torch.Tensor) and value.is_floating_point()]
-        self.last += [tensor.isnan().flatten(1).any(1) for tensor in tensors if tensor.ndim > 1]
+        self.last += [invalid_outputs(tensor).flatten(1).any(1) for tensor in tensors if tensor.ndim > 1]
 
     def end_batch(self, indices: list[int], rows_are_samples: bool) -> None:
         """Note that the forward passes since the last batch were for these samples."""
@@ -71,13 +72,13 @@ class NanOutputs:
             self.last = []
 
     def indices(self) -> list[int]:
-        """Return the samples with NaN."""
+        """Return the samples with invalid outputs."""
         rows = (
-            (index, has_nan)
+            (index, invalid)
             for batch, found in self.batches
-            for index, has_nan in zip(batch, found.tolist(), strict=True)
+            for index, invalid in zip(batch, found.tolist(), strict=True)
         )
-        return [index for index, has_nan in rows if has_nan]
+        return [index for index, invalid in rows if invalid]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,7 @@ class EvaluationContext:
     accelerator: Accelerator
     advance: Callable[[int], None] = no_progress
     objective: Objective | None = None
-    nan_outputs: NanOutputs = field(default_factory=NanOutputs)
+    invalid_outputs: InvalidOutputs = field(default_factory=InvalidOutputs)
 
     @property
     def device(self) -> torch.device:
@@ -108,7 +109,7 @@ class Evaluation:
 
     `confusion` has counts (K, K) as [reference, prediction], and `calibration` those of `CalibrationError`, or None.
     `sample_scores` are the indices and scores of single samples, the lowest first, where a task has them.
-    `nan_samples` are the names of the samples for which the model's outputs contain NaN.
+    `nan_samples` are the names of the samples for which the model's outputs contain NaN or infinity.
     """
 
     scores: dict[str, Any]
@@ -188,7 +189,7 @@ def local_batches(
     done = 0
     for batch in equal_batches(read_ahead(read, own), size, shape):
         yield batch
-        context.nan_outputs.end_batch(list(own[done : done + len(batch)]), rows_are_samples)
+        context.invalid_outputs.end_batch(list(own[done : done + len(batch)]), rows_are_samples)
         done += len(batch)
         context.advance(len(batch) * accelerator.num_processes)
 

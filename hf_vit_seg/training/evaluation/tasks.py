@@ -35,7 +35,7 @@ from hf_vit_seg.training.recipe.keypoints import describe_sigmas, oks_sigmas
 from hf_vit_seg.training.recipe.schema import Task
 from hf_vit_seg.training.reports.memory_advice import evaluation_memory_advice
 
-from .evaluate import Evaluation, EvaluationContext, in_evaluation, local_batches, sum_over_processes
+from .evaluate import Evaluation, EvaluationContext, InvalidOutputs, in_evaluation, local_batches, sum_over_processes
 from .sample_scores import ValidationLoss, gather_scores, update_by_image
 from .segments import evaluate_segments
 
@@ -46,7 +46,8 @@ def evaluate(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
     """Evaluate on a split; called by all processes, which all get the result. The model's mode is restored."""
     start = time.perf_counter()
     dataset.use_context(TransformContext.from_processor(context.processor, context.recipe.task))
-    hook = context.model.register_forward_hook(context.nan_outputs.check)
+    context = replace(context, invalid_outputs=InvalidOutputs())
+    hook = context.model.register_forward_hook(context.invalid_outputs.check)
     try:
         with in_evaluation(context), evaluation_memory_advice():
             found = EVALUATIONS[context.recipe.task](context, dataset)
@@ -56,14 +57,14 @@ def evaluate(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
 
 
 def find_nan_samples(context: EvaluationContext, dataset: RawDataset) -> tuple[str, ...]:
-    """Return the names of the samples of all processes whose outputs contain NaN; the main process also warns."""
-    indices = context.nan_outputs.indices()
+    """Return the names of the samples of all processes with invalid outputs; the main process also warns."""
+    indices = context.invalid_outputs.indices()
     if context.accelerator.num_processes > 1:
         indices = gather_object(indices)
     names = tuple(dataset.name(index) for index in sorted(indices))
     if names and context.accelerator.is_main_process:
         logger.warning(
-            "the outputs of the model contain NaN for %d of %d samples, which makes their scores and the "
+            "the outputs of the model contain NaN or infinity for %d of %d samples, which makes their scores and the "
             "loss meaningless: %s. Look for extreme values in these images; if they mark pixels without data, set "
             "data.nodata",
             len(names),

@@ -67,7 +67,7 @@ def test_masks_and_extensions(tmp_path):
     for index in (1, 0):
         sample = source.read(index)
         assert sample.image.unique().tolist() == sample.target.unique().tolist() == [index]
-        assert source.files(index) == () and len(source.encoded_files(index)) == 2
+        assert source.files(index) == () and len(source.read(index).encoded) == 2
     other = write_tar(tmp_path / "y.tar", {"0.jpg": photo(3), "0.png": mask(2)})
     assert open_tar(other, mask=".png").read(0).target.unique().tolist() == [2]
     assert open_tar(other, image="png", mask="jpg").read(0).image.unique().tolist() == [2]
@@ -181,7 +181,7 @@ def test_webdataset_reads_the_same_samples(tmp_path):
     rows = list(webdataset.WebDataset(str(path), shardshuffle=False))
     assert [row["__key__"] for row in rows] == list(source.keys)
     for index, row in enumerate(rows):
-        image, found = source.encoded_files(index)
+        image, found = source.read(index).encoded
         assert (image.data, found.data) == (row["png"], row["seg.png"])
 
 
