@@ -14,8 +14,7 @@ from tiny_runs import settings, write_data, write_recipe
 from typer.testing import CliRunner
 
 import hf_vit_seg
-import hf_vit_seg.cli
-from hf_vit_seg.cli import app
+from hf_vit_seg.cli import app, model_formats
 from hf_vit_seg.error_reporting import GENERAL
 from hf_vit_seg.inference.loading import select_device
 from hf_vit_seg.models.segmentation_heads import find_head
@@ -209,7 +208,7 @@ def test_wrong_argument_names_its_function(kind):
 
 
 def test_arguments_of_convert_are_those_of_the_command():
-    command = set(signature(hf_vit_seg.cli.convert).parameters) - {"as_json", "quiet", "traceback", "revision"}
+    command = set(signature(model_formats.convert).parameters) - {"as_json", "quiet", "traceback", "revision"}
     assert command == set(signature(hf_vit_seg.convert).parameters) - {"hub"}
 
 

@@ -61,7 +61,7 @@ def test_all_packages_are_copied_and_nothing_else():
         ".git/config",
         "tests/conftest.py",
         "docs/index.md",
-        "hf_vit_seg/__pycache__/cli.pyc",
+        "hf_vit_seg/cli/__pycache__/app.pyc",
         "out/x",
         ".env",
     ):

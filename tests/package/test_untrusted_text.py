@@ -13,7 +13,7 @@ from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.settings.labels import find_label_set
 from paths import REPOSITORY
 
-from hf_vit_seg.cli import fields_of
+from hf_vit_seg.cli.model_formats import fields_of
 from hf_vit_seg.data.checks.sample_facts import FactsFile
 from hf_vit_seg.data.sources.coco_files import read_lists
 from hf_vit_seg.data.sources.source import SourceError

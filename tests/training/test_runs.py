@@ -83,9 +83,9 @@ def test_unknown_split_raises(recipe):
 
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_arguments_have_the_names_of_the_options(name):
-    from hf_vit_seg import cli
+    from hf_vit_seg.cli import training
 
-    options = {option.removesuffix("_model") for option in inspect.signature(getattr(cli, name)).parameters}
+    options = {option.removesuffix("_model") for option in inspect.signature(getattr(training, name)).parameters}
     assert set(inspect.signature(getattr(hf_vit_seg, name)).parameters) == options - {"quiet", "traceback", "as_json"}
 
 
