@@ -302,9 +302,8 @@ def predict(
     from hf_vit_seg.inference.batch.run import BatchRun
     from hf_vit_seg.inference.console import protocol_from_text, run, run_task
     from hf_vit_seg.inference.dense.protocols import Protocol
-    from hf_vit_seg.inference.files.heads import refuse_options
     from hf_vit_seg.inference.files.map_coordinates import PolygonCoordinates
-    from hf_vit_seg.inference.files.prediction import PredictOptions
+    from hf_vit_seg.inference.files.prediction import PredictOptions, refuse_options
     from hf_vit_seg.inference.files.tables import table_paths
     from hf_vit_seg.inference.runtimes import find_task
 

@@ -24,7 +24,7 @@ from hf_vit_seg.error_reporting import (
     traceback_text,
 )
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.inference.files.heads import classify, estimate_poses
+from hf_vit_seg.inference.files.classification_and_pose import classify, estimate_poses
 from hf_vit_seg.inference.files.objects import predict_objects
 from hf_vit_seg.inference.files.prediction import Job, Outcome, PredictOptions, failed_outcome, predict
 from hf_vit_seg.inference.files.tables import write_tables

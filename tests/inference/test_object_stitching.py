@@ -210,7 +210,7 @@ def test_pixels_without_data_have_no_objects():
 
 
 def test_rejected_options():
-    from hf_vit_seg.inference.files.heads import refuse_options
+    from hf_vit_seg.inference.files.prediction import refuse_options
 
     refuse_options("instance", PredictOptions(geojson=True, threshold=0.3), has_protocol=True)
     for options in (PredictOptions(scores=True), PredictOptions(top_k=2), PredictOptions(tile=512)):

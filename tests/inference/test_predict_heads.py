@@ -234,7 +234,7 @@ def test_bones_of_the_annotations_are_drawn(images, tmp_path, monkeypatch):
     model = save(tmp_path / "fish", AutoModelForPoseEstimation, names)
     drawn = []
     monkeypatch.setattr(
-        "hf_vit_seg.inference.files.heads.draw_persons",
+        "hf_vit_seg.inference.files.classification_and_pose.draw_persons",
         lambda found, skeleton: drawn.append(skeleton) or found.image.shown,
     )
     boxes = annotations(tmp_path, keypoints=list(names), skeleton=[[1, 2], [1, 3]])

@@ -127,6 +127,43 @@ class PredictOptions:
         return self.geojson and coordinates is None and self.coordinates is not PolygonCoordinates.pixels
 
 
+# The options of each task in addition to file options; all others require a segmentation model.
+OPTIONS: Mapping[str, frozenset[str]] = {
+    "segmentation": frozenset(PredictOptions.__dataclass_fields__) - {"boxes", "threshold"},
+    "instance": frozenset(
+        {
+            "model",
+            "overlay",
+            "opacity",
+            "geojson",
+            "coco",
+            "coordinates",
+            "max_pixels",
+            "threshold",
+            "frames",
+            "frame_rate",
+        }
+    ),
+    "classification": frozenset({"model", "overlay", "top_k", "max_pixels"}),
+    "pose": frozenset({"model", "overlay", "boxes", "max_pixels"}),
+}
+
+WITH_PROTOCOL = frozenset({"segmentation", "instance"})
+
+
+def refuse_options(task: str, options: PredictOptions, has_protocol: bool) -> None:
+    """Raise HfVitSegError for options that do not apply to the task of the model."""
+    defaults = PredictOptions()
+    given = [name for name, value in vars(options).items() if value != getattr(defaults, name)]
+    names = {"geojson": "polygons", "coco": "polygons"}
+    wrong = [f"--{names.get(name, name).replace('_', '-')}" for name in given if name not in OPTIONS[task]]
+    wrong += ["inference settings such as --size and --window"] if has_protocol and task not in WITH_PROTOCOL else []
+    if wrong:
+        raise HfVitSegError(
+            f"{options.model} is a model for {task}, which has no {', '.join(dict.fromkeys(wrong))}: remove them"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class FileFacts:
     """Facts about an image file besides its pixels.

@@ -4,7 +4,7 @@ Shapes: C channels, H W pixels, P persons, K keypoints.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,28 +26,6 @@ from .boxes import Boxes, PersonBox, read_boxes
 from .prediction import OVERLAY, Job, Outcome, PredictOptions, run_jobs, write_results
 
 TOP_CLASSES = 5  # in reports, unless --top-k is given
-# The options of each task in addition to file options; all others require a segmentation model.
-OPTIONS: Mapping[str, frozenset[str]] = {
-    "segmentation": frozenset(PredictOptions.__dataclass_fields__) - {"boxes", "threshold"},
-    "instance": frozenset(
-        {
-            "model",
-            "overlay",
-            "opacity",
-            "geojson",
-            "coco",
-            "coordinates",
-            "max_pixels",
-            "threshold",
-            "frames",
-            "frame_rate",
-        }
-    ),
-    "classification": frozenset({"model", "overlay", "top_k", "max_pixels"}),
-    "pose": frozenset({"model", "overlay", "boxes", "max_pixels"}),
-}
-
-WITH_PROTOCOL = frozenset({"segmentation", "instance"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,26 +38,13 @@ class LoadedImage:
 
 
 @dataclass(frozen=True, eq=False)
-class HeadResult:
+class ImageOutput:
     """The output of a model for an image, and the milliseconds of the model; `persons` are the boxes of a pose."""
 
     image: LoadedImage
     output: torch.Tensor
     milliseconds: float
     persons: Sequence[PersonBox] = ()
-
-
-def refuse_options(task: str, options: PredictOptions, has_protocol: bool) -> None:
-    """Raise HfVitSegError for options that do not apply to the task of the model."""
-    defaults = PredictOptions()
-    given = [name for name, value in vars(options).items() if value != getattr(defaults, name)]
-    names = {"geojson": "polygons", "coco": "polygons"}
-    wrong = [f"--{names.get(name, name).replace('_', '-')}" for name in given if name not in OPTIONS[task]]
-    wrong += ["inference settings such as --size and --window"] if has_protocol and task not in WITH_PROTOCOL else []
-    if wrong:
-        raise HfVitSegError(
-            f"{options.model} is a model for {task}, which has no {', '.join(dict.fromkeys(wrong))}: remove them"
-        )
 
 
 def load_image(model: Classifier | PoseEstimator, job: Job, options: PredictOptions) -> LoadedImage:
@@ -90,7 +55,7 @@ def load_image(model: Classifier | PoseEstimator, job: Job, options: PredictOpti
     return LoadedImage(pixels, shown, milliseconds_since(start))
 
 
-def report(model: Classifier | PoseEstimator, job: Job, found: HeadResult, options: PredictOptions) -> dict[str, Any]:
+def report(model: Classifier | PoseEstimator, job: Job, found: ImageOutput, options: PredictOptions) -> dict[str, Any]:
     """Return the part of a report that all tasks share; timings are in milliseconds."""
     return {
         "image": str(job.image.path),
@@ -107,13 +72,13 @@ def classify(classifier: Classifier, jobs: Sequence[Job], options: PredictOption
     """Classify the images of jobs, and write a report of the most likely classes of each."""
     names, count = label_names(classifier.model.config), options.top_k or TOP_CLASSES
 
-    def compute(image: LoadedImage) -> HeadResult:
+    def compute(image: LoadedImage) -> ImageOutput:
         start = time.perf_counter()
         probabilities = classifier.pixel_probabilities(image.pixels)
         check_outputs(probabilities, image.pixels)
-        return HeadResult(image, probabilities, milliseconds_since(start))
+        return ImageOutput(image, probabilities, milliseconds_since(start))
 
-    def write(job: Job, found: HeadResult) -> Outcome:
+    def write(job: Job, found: ImageOutput) -> Outcome:
         order = found.output.argsort(descending=True, stable=True)[:count].tolist()
         classes = [{"id": k, "name": names[k], "score": round(float(found.output[k]), 6)} for k in order]
         return write_results(job, {}, report(classifier, job, found, options) | {"top_classes": classes})
@@ -138,14 +103,14 @@ def estimate_poses(estimator: PoseEstimator, jobs: Sequence[Job], options: Predi
         height, width = image.pixels.shape[1:]
         return image, find_persons(boxes, job, height, width)
 
-    def compute(loaded: tuple[LoadedImage, list[PersonBox]]) -> HeadResult:
+    def compute(loaded: tuple[LoadedImage, list[PersonBox]]) -> ImageOutput:
         image, persons = loaded
         start = time.perf_counter()
         keypoints = estimator.estimate(image.pixels, [person.box for person in persons])
         check_outputs(keypoints, image.pixels)
-        return HeadResult(image, keypoints, milliseconds_since(start), persons)
+        return ImageOutput(image, keypoints, milliseconds_since(start), persons)
 
-    def write(job: Job, found: HeadResult) -> Outcome:
+    def write(job: Job, found: ImageOutput) -> Outcome:
         content = report(estimator, job, found, options) | {
             "image_id": None if boxes is None else boxes.image_id(job.image),
             "category_id": 1 if boxes is None else boxes.category,
@@ -165,7 +130,7 @@ def find_persons(boxes: Boxes | None, job: Job, height: int, width: int) -> list
     return [PersonBox((0, 0, width, height))] if boxes is None else boxes.find(job.image, height, width)
 
 
-def person_rows(found: HeadResult) -> list[dict[str, Any]]:
+def person_rows(found: ImageOutput) -> list[dict[str, Any]]:
     """Convert persons for JSON; the score is the mean of the keypoints' scores times that of the detection."""
     return [
         {
@@ -177,7 +142,7 @@ def person_rows(found: HeadResult) -> list[dict[str, Any]]:
     ]
 
 
-def draw_persons(found: HeadResult, skeleton: Skeleton) -> Image.Image:
+def draw_persons(found: ImageOutput, skeleton: Skeleton) -> Image.Image:
     """Draw the keypoints of all persons on the image."""
     people = np.asarray(found.output, dtype=float)
     return draw_skeletons(
@@ -185,4 +150,4 @@ def draw_persons(found: HeadResult, skeleton: Skeleton) -> Image.Image:
     )
 
 
-__all__ = ["classify", "estimate_poses", "refuse_options"]
+__all__ = ["classify", "estimate_poses"]
