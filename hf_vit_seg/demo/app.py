@@ -36,6 +36,10 @@ footer button, footer a { color: var(--body-text-color) !important; opacity: 0.8
 }
 .examples .gallery-item, .examples .thumbnail-item { width: 100% !important; height: auto !important; }
 .examples .thumbnail-item { aspect-ratio: 1; }
+/* enough contrast for text, and nothing that only a mouse can scroll */
+.or { color: var(--body-text-color) !important; }
+.model-card .token { color: inherit !important; background: none !important; opacity: 1 !important; }
+.model-card pre, .model-card pre code { white-space: pre-wrap !important; overflow-wrap: anywhere; }
 /* gradio hides the API link on phones */
 @media (max-width: 640px) { .api-hint { display: none !important; } }
 """

@@ -45,6 +45,7 @@ LOADERS: Mapping[str, Callable[[str], Any]] = {
     "classification": Classifier.from_pretrained,
     "pose": PoseEstimator.from_pretrained,
 }
+CARD_TITLE = re.compile(r"^# .*$", re.MULTILINE)
 CARD_IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)")  # the page does not serve the files beside a card
 # Of ZeroGPU, for any call and for a million pixels that a model sees: more than large models take.
 SECONDS, SECONDS_PER_MILLION = 10, 1
@@ -164,11 +165,14 @@ class Catalogue:
         return ModelFacts(", ".join([*facts, f"license: {provenance_of(entry.place).license or 'unknown'}"]))
 
     def card_text(self, title: str) -> str:
-        """Return the Markdown of a local model's card, without images; empty if it has none that can be read."""
+        """Return the Markdown of a local model's card, without images and title (the page has one); empty if there is
+        none that can be read.
+        """
         entry = self.entries.get(title)
         path = None if entry is None else Path(entry.place, CARD)
         try:
-            return CARD_IMAGE.sub("", split_card(path)[1]) if path and path.is_file() else ""
+            text = split_card(path)[1] if path and path.is_file() else ""
+            return CARD_IMAGE.sub("", CARD_TITLE.sub("", text, count=1))
         except HfVitSegError:
             return ""
 

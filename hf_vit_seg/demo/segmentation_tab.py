@@ -127,7 +127,7 @@ class ImageTab(Generic[Result]):
         """Create the folded card of the chosen model; models on the Hub have a link instead."""
         text = self.catalogue.card_text(model.value)
         with gr.Accordion("Model card", open=False, visible=bool(text)) as panel:
-            card = gr.Markdown(text)
+            card = gr.Markdown(text, elem_classes="model-card")
 
         def show_card(title: str) -> tuple[Any, str]:
             text = self.catalogue.card_text(title)

@@ -37,7 +37,7 @@ def limits(model: ModelDirectory) -> Iterator[str]:
         yield "There are no scores: evaluate the model on your own images before you rely on it."
         return
     yield (
-        "The scores below are for images of the dataset it was trained on. Images of another origin (camera, site, "
+        "The scores below are for images of the dataset it was trained on. Images from other sources (camera, site, "
         "season, preparation) have not been evaluated."
     )
     report = model.reports[0]

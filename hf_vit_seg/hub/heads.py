@@ -31,7 +31,7 @@ HEADS: Mapping[str, Head] = {
         tag="image-segmentation",
         title="semantic segmentation",
         purpose="assigns one of its classes to each pixel of an image",
-        limit="Each pixel gets one of the classes, also if it shows something else.",
+        limit="Each pixel gets one of the classes, even if it shows something else.",
         use="label_map = processor.post_process_semantic_segmentation(outputs, [image.size[::-1]])[0]  # (H, W)",
     ),
     "AutoModelForUniversalSegmentation": Head(
@@ -55,7 +55,7 @@ HEADS: Mapping[str, Head] = {
         tag="keypoint-detection",
         title="pose estimation",
         purpose="finds the keypoints of a person or an animal in a box of an image",
-        limit="Each keypoint gets a position, also if it is hidden; compare its score with a threshold.",
+        limit="Each keypoint gets a position, even if it is hidden; compare its score with a threshold.",
         use="heatmaps = outputs.heatmaps[0]  # of the keypoints in model.config.id2label",
         pipeline=False,
     ),

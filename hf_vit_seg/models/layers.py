@@ -16,6 +16,7 @@ Shapes: B images, N queries, M keys, T tokens, C channels, D width of a head, H 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import wraps
 from math import gcd, inf
 from typing import Any, NamedTuple
@@ -406,8 +407,11 @@ def split_axis(tensor: torch.Tensor, axis: int, sizes: Sequence[int]) -> torch.T
 
 def unknown_head(name: str | None, known: Iterable[str]) -> HfVitSegError:
     """Return the error for a semantic model without a head of this name."""
+    names = list(known)
+    if near := get_close_matches(str(name), names, n=1):
+        return HfVitSegError(f"there is no decode_head '{name}' for this class; did you mean '{near[0]}'?")
     return HfVitSegError(
-        f"there is no decode_head '{name}' for this class, expected one of {', '.join(known)}; load a model whose head "
+        f"there is no decode_head '{name}' for this class, expected one of {', '.join(names)}; load a model whose head "
         "predicts objects with AutoModelForUniversalSegmentation, after `import hf_vit_seg`"
     )
 

@@ -347,12 +347,12 @@ def test_facts_of_a_model():
 
 def test_card_of_a_local_model(tmp_path):
     model = shutil.copytree(MODEL, tmp_path / "models" / "carded")
-    (model / "README.md").write_text("---\nlicense: mit\n---\n# A model\n\n![a figure](plots/curves.png)\n")
+    (model / "README.md").write_text("---\nlicense: mit\n---\n# A model\n\nText\n\n![a figure](plots/curves.png)\n")
     bare = shutil.copytree(MODEL, tmp_path / "models" / "bare")
     (bare / "README.md").unlink()
     known = Catalogue([NUCLEI, str(model), str(bare)])
     assert "Results on the test split" in known.card_text(NUCLEI)
-    assert known.card_text("models/carded").split() == ["#", "A", "model"]
+    assert known.card_text("models/carded").split() == ["Text"]
     assert known.card_text("models/bare") == known.card_text("another") == ""
     (model / "README.md").write_bytes(b"\xff\xfe")
     assert known.card_text("models/carded") == ""

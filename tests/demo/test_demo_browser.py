@@ -103,10 +103,16 @@ def test_page_opens_with_the_result_of_an_example(page):
 
 
 def test_card_of_the_model_can_be_read(page):
+    page.locator(".legend button").first.wait_for()  # the result is not dimmed any more
     results = page.get_by_role("heading", name="Results on the test split")
     assert not results.is_visible()
     page.get_by_role("button", name="Model card").click()
     results.wait_for()
+    large = page.viewport_size
+    for size in (large, {"width": 390, "height": 844}):
+        page.set_viewport_size(size)
+        assert findings(page) == []
+    page.set_viewport_size(large)
     page.get_by_role("button", name="Model card").click()
 
 
@@ -291,6 +297,7 @@ def test_errors_of_other_tasks_are_shown_until_the_next_result(page, tmp_path, t
     (tmp_path / "broken.png").write_bytes(b"no image at all")
     page.get_by_role("tab", name=tab).click()
     panel = page.get_by_role("tabpanel").filter(visible=True)
+    assert all("Empty value" in html for _, nodes in findings(page) for html in nodes)  # gradio's own placeholder
     panel.locator("input[accept='image/*']").set_input_files(tmp_path / "broken.png")
     error = panel.get_by_label("Error")
     error.wait_for()

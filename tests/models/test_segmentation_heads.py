@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_weights import CHANGES, change_through_data, randomize_weights
 from torch import nn
+from transformers import AutoModelForSemanticSegmentation
 
+from hf_vit_seg import architectures
 from hf_vit_seg.export.forms import with_export_forms
 from hf_vit_seg.models.all_mlp_head import AllMLPHead
 from hf_vit_seg.models.bilinear import upsampling_matrix
@@ -190,6 +192,13 @@ def test_logits_are_channels_last():
 def test_unknown_head_type_lists_known_ones():
     with pytest.raises(ValueError, match=r"nvlabs.*mmseg.*'mine'"):
         AllMLPHead(CHANNELS, 16, 7, "mine")
+
+
+@pytest.mark.parametrize(("name", "near"), {"lineer": "linear", "masktransformer": "mask_transformer"}.items())
+def test_unknown_heads_of_vit_suggest_the_nearest_one(name, near):
+    config = architectures()["vit"].variant_config("tiny", decode_head=name)
+    with pytest.raises(ValueError, match=f"did you mean '{near}'"):
+        AutoModelForSemanticSegmentation.from_config(config)
 
 
 @torch.no_grad()

@@ -122,7 +122,7 @@ def draw_validation_loss(axes: Axes, steps: np.ndarray, values: np.ndarray) -> N
     axes.set_ylim(low, max(high, 1.05 * float(values[finite].max())))
     axes.autoscale(axis="x")
     integer_steps(axes, [*axes.lines[0].get_xdata(), *steps[finite]])
-    axes.legend(frameon=False, fontsize=TEXT, loc="upper right")
+    axes.legend(frameon=False, fontsize=TEXT, loc="best")
 
 
 def draw_group_rates(axes: Axes, lines: Sequence[Line]) -> None:

@@ -182,7 +182,7 @@ def describe_never_predicted(report: MetricsReport) -> str | None:
     )
     subject = "1 class is" if len(absent) == 1 else f"{len(absent)} classes are"
     return (
-        f"{subject} never predicted: {names}. Likely causes: too few steps or "
+        f"{subject} never predicted on the {report.split} split: {names}. Likely causes: too few steps or "
         "too low a learning rate; rare classes (loss.cross_entropy.class_weights, data.sampling or a dice term help); "
         "labels that differ between the splits (see hf-vit-seg check-data)"
     )

@@ -157,7 +157,8 @@ def test_classes_that_are_never_predicted_are_named():
     assert describe_never_predicted(report_of([[8, 2], [0, 5]])) is None
     report = report_of([[8, 2, 0, 0], [0, 5, 0, 0], [5, 0, 0, 0], [0, 0, 0, 0]])  # class 3 has no labels
     assert report.never_predicted() == [2]
-    assert "class 2 (25.00% of the labels)" in (describe_never_predicted(report) or "")
+    sentence = describe_never_predicted(report) or ""
+    assert "on the validation split" in sentence and "class 2 (25.00% of the labels)" in sentence
 
 
 def test_classes_without_labels_are_named():
@@ -179,6 +180,7 @@ def test_report_is_one_file(tmp_path):
     assert text.count("<img") == text.count('src="data:image/') == 2
     assert "<script>" not in text and "&lt;script&gt;" in text
     assert "http" not in text  # nothing is loaded
+    assert text.count("<main>") == 1 and "<pre>" not in text  # a landmark; the keyboard reaches what scrolls
     assert "<td>unusable samples</td><td>1</td>" in text
     assert "No evaluation yet" in write_html_report(tmp_path, None).read_text()
 
