@@ -4,6 +4,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from rich.markup import escape
@@ -16,9 +17,10 @@ from hf_vit_seg.error_reporting import BUG, DONE, FAILED, is_quiet, status_conso
 
 from .inputs import PARQUET, TAR
 from .processes import Event, ShardProgress
-from .run import ERRORS, BatchRun, RunError, RunObserver, RunSummary, segment_images
+from .run import ERRORS, BatchRun, RunError, RunObserver, RunSummary, is_launched, segment_images
 from .shard import ShardStatus
 
+LINE_SECONDS = 30  # between lines of progress that is not shown in a terminal
 SHOWN = 20  # failures that are printed; all are in the table of errors
 
 
@@ -34,13 +36,17 @@ COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), 
 
 
 class BatchProgress(RunObserver):
-    """Shows a progress bar; images of earlier commands do not count for the rate."""
+    """Shows a progress bar, or where there is no terminal, a line now and then.
+
+    Images of earlier commands do not count for the rate.
+    """
 
     def __init__(self, hidden: bool):
         self.bar = Progress(*COLUMNS, console=status_console(), transient=True, disable=hidden)
         self.task = self.bar.add_task("planning", total=None)
         self.shards, self.before, self.failures = Counter[int](), 0, 0
         self.bugs = set[str]()
+        self.last_line = time.monotonic()
 
     def planned(self, images: int) -> None:
         """Show the number of images found so far."""
@@ -59,6 +65,17 @@ class BatchProgress(RunObserver):
             self.shards[event.index] = event.images
             self.show_failures(event)
         self.bar.update(self.task, completed=self.before + self.shards.total())
+        self.show_line()
+
+    def show_line(self) -> None:
+        """Print the progress if there is no terminal and the last line is old, such as in the log of a job."""
+        if self.bar.disable or self.bar.console.is_terminal or time.monotonic() < self.last_line + LINE_SECONDS:
+            return
+        self.last_line = time.monotonic()
+        (task,) = self.bar.tasks
+        left = "" if task.time_remaining is None else f", {timedelta(seconds=int(task.time_remaining))} left"
+        rate = "" if task.speed is None else f", {task.speed:.1f} images/s"
+        self.bar.console.print(f"{task.completed:.0f} of {task.total:.0f} images{rate}{left}")
 
     def show_failures(self, status: ShardStatus) -> None:
         """Print the failures of a shard, and each kind of traceback once."""
@@ -77,7 +94,7 @@ def run_batch(run: BatchRun) -> tuple[int, RunSummary]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     start = time.perf_counter()
-    observer = BatchProgress(hidden=is_quiet() or run.rank > 0)
+    observer = BatchProgress(hidden=is_quiet() or (run.rank > 0 and is_launched()))
     with observer.bar:
         summary = segment_images(run, observer)
     console = status_console()

@@ -230,6 +230,8 @@ def open_parquet(path: str) -> Iterator[Any]:
             file = pyarrow.parquet.ParquetFile(stream)
         except pyarrow.ArrowException as error:
             raise ImageFileError(f"{path} is not a Parquet file: {error_sentence(error)}") from error
+        except ValueError as error:  # of a web server that sends whole files only
+            raise ImageFileError(f"{path} cannot be read in parts: {error_sentence(error)}") from error
         yield file
 
 

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+RESERVED = (".overlay", ".scores", ".entropy", ".coco")  # with ".png" or ".json", names of other results
 FOLDER_LIMIT = 10_000  # images of one folder, above which their results are divided among subfolders
 DIGITS, ALL_DIGITS = 8, 64  # of a digest in a name
 
@@ -23,12 +24,14 @@ def target_names(
 ) -> list[str]:
     """Return a unique path for the results of each place, without suffix.
 
-    Places that differ only in suffix or case get the suffix in the name, and if that is not enough, a digest of the
-    place, or of its origin (such as the folder that was given as input) and place. Folders of more than `limit` images
+    Places that differ only in suffix or case, and those like `cat.overlay.jpg`, whose results would have the names of
+    the results of `cat.jpg`, get the suffix in the name, and if that is not enough, a digest of the place, or of its
+    origin (such as the folder that was given as input) and place. Folders of more than `limit` images
     are divided by digest. With `flat_stems`, names have no dots, as keys of WebDataset.
     """
     stems = [stem(place, flat_stems) for place in places]
-    for index in repeated_names(stems):
+    reserved = [index for index, name in enumerate(stems) if name.lower().endswith(RESERVED)]
+    for index in {*repeated_names(stems), *reserved}:
         stems[index] = with_suffix(stems[index], places[index])
     plain = {index: stems[index] for index in repeated_names(stems)}
     for index, name in plain.items():
@@ -39,7 +42,11 @@ def target_names(
             name = plain.get(index, stems[index])
             stems[index] = f"{name}_{digest(f'{origin}/{places[index]}', digits)}"
     crowded = crowded_folders(stems, limit)
-    return [divide(name, crowded, limit) for name in stems] if crowded else stems
+    if not crowded:
+        return stems
+    folders = all_folders(stems)
+    prefixes = {folder: free_prefix(folder, parts, folders) for folder, parts in crowded.items()}
+    return [divide(name, crowded, prefixes) for name in stems]
 
 
 def stem(place: str, flat: bool) -> str:
@@ -77,19 +84,41 @@ def digest(text: str, digits: int = DIGITS) -> str:
 
 
 def crowded_folders(names: Sequence[str], limit: int) -> dict[str, int]:
-    """Return the folders of more names than the limit, and their number."""
+    """Return the folders of more names than the limit, and their numbers of subfolders, half full on average."""
     counts = Counter(name.rpartition("/")[0] for name in names)
-    return {folder: count for folder, count in counts.items() if count > limit}
+    return {folder: -(-count // (limit // 2)) for folder, count in counts.items() if count > limit}
 
 
-def divide(name: str, crowded: dict[str, int], limit: int) -> str:
+def all_folders(names: Sequence[str]) -> set[str]:
+    """Return the folders of names and the folders that contain these, in the form of `casefold_name`."""
+    folders: set[str] = set()
+    for folder in {name.rpartition("/")[0] for name in names}:
+        while folder and casefold_name(folder) not in folders:
+            folders.add(casefold_name(folder))
+            folder = folder.rpartition("/")[0]
+    return folders
+
+
+def free_prefix(folder: str, parts: int, folders: set[str]) -> str:
+    """Return a prefix for the subfolders of a crowded folder, so that none of them is a folder of other results."""
+    prefix = ""
+    while any(casefold_name(subfolder(folder, prefix, number, parts)) in folders for number in range(parts)):
+        prefix += "_"
+    return prefix
+
+
+def subfolder(folder: str, prefix: str, number: int, parts: int) -> str:
+    """Return the path of a subfolder of a crowded folder."""
+    return f"{folder}{'/' if folder else ''}{prefix}{number:0{len(str(parts - 1))}d}"
+
+
+def divide(name: str, crowded: dict[str, int], prefixes: dict[str, str]) -> str:
     """Insert a subfolder into a name in a crowded folder."""
-    folder, slash, last = name.rpartition("/")
+    folder, _, last = name.rpartition("/")
     if folder not in crowded:
         return name
-    parts = -(-crowded[folder] // (limit // 2))  # half full on average
-    number = int(digest(last), 16) % parts
-    return f"{folder}{slash}{number:0{len(str(parts - 1))}d}/{last}"
+    parts = crowded[folder]
+    return f"{subfolder(folder, prefixes[folder], int(digest(last), 16) % parts, parts)}/{last}"
 
 
 __all__ = ["FOLDER_LIMIT", "target_names"]

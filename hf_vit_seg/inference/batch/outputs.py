@@ -212,7 +212,7 @@ class TarOutput(ShardOutput):
         key = result.row.target
         files = {key + image_suffix(data): data}
         files |= {key + TAR_SUFFIXES.get(suffix, suffix): content for suffix, content in save_all(result).items()}
-        return files | {key + REPORT: json_text(result.report).encode()}
+        return files | ({key + REPORT: json_text(result.report).encode()} if self.manifest.settings.reports else {})
 
     def add(self, encoded: dict[str, bytes]) -> None:
         """Add the files of a sample; owner and time are fixed, so that the archive is reproducible."""
@@ -333,7 +333,7 @@ def image_suffix(data: bytes) -> str:
 
 def save_all(result: Result) -> dict[str, bytes]:
     """Return the content of the files of a result, by suffix."""
-    with tempfile.TemporaryDirectory() as folder, write_errors(Path(folder)):
+    with write_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
         files = {}
         for suffix, save in result.savers.items():
             path = Path(folder, f"result{suffix}")

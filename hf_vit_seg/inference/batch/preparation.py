@@ -1,5 +1,9 @@
 """Reading, decoding, resizing and normalizing images while the model works, by threads or by processes."""
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
@@ -139,10 +143,23 @@ _preparation: ImagePreparation | None = None  # of a process that decodes
 
 
 def start_process(preparation: ImagePreparation) -> None:
-    """Set up a process that decodes: images are decoded side by side, each by one thread."""
+    """Set up a process that decodes: images are decoded side by side, each by one thread.
+
+    The process that uses it handles Ctrl-C, and may be killed.
+    """
     global _preparation
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _preparation = preparation
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it has ended; a process of a pool would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def prepare_in_process(file: Path | ImageBytes, name: str) -> tuple[PreparedImage, FileFacts] | Failure:

@@ -19,7 +19,7 @@ from hf_vit_seg.data.storage.addresses import (
     local_path,
     open_address,
 )
-from hf_vit_seg.errors import HfVitSegError, error_sentence, write_error
+from hf_vit_seg.errors import HfVitSegError, error_sentence, write_error, write_errors
 
 Saver = Callable[[Path], Any]  # writes a file to a path
 
@@ -54,7 +54,7 @@ class Storage:
         if self.folder is not None:
             write_files({self.folder / name: save for name, save in files.items()}, flush)
             return
-        with tempfile.TemporaryDirectory() as folder:
+        with write_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
             for name, save in files.items():
                 path = Path(folder, PurePosixPath(name).name)
                 save(path)

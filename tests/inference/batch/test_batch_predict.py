@@ -24,7 +24,9 @@ from hf_vit_seg.error_reporting import DONE, FAILED, REFUSED
 from hf_vit_seg.hub.dataset import push_dataset
 from hf_vit_seg.hub.repository import PushError, Target
 from hf_vit_seg.inference import Segmenter
+from hf_vit_seg.inference.batch import console
 from hf_vit_seg.inference.batch.console import requires_shards, share_of_processes, summary_lines
+from hf_vit_seg.inference.batch.processes import ShardProgress
 from hf_vit_seg.inference.batch.run import BatchRun, RunError, RunObserver, RunSummary, resources, segment_images
 
 ONE = ("--workers", "1", "--no-overlay")
@@ -270,6 +272,34 @@ def test_summary_tells_what_is_left():
     run = BatchRun("model", ("photos",), "out")
     lines = summary_lines(run, RunSummary(10, 6, (), 6, 2.0, 1.5), 1.0)
     assert "6.00 images/s" in lines[0] and "75%" in lines[0] and lines[1].startswith("4 images")
+
+
+def test_progress_without_a_terminal_is_printed_as_lines(monkeypatch, capsys):
+    monkeypatch.setattr(console, "LINE_SECONDS", 0)
+    progress = console.BatchProgress(hidden=False)
+    with progress.bar:
+        progress.started(10, 4)
+        progress.note(ShardProgress(0, 1))
+        time.sleep(0.01)
+        progress.note(ShardProgress(0, 3))
+    lines = capsys.readouterr().err.split("\n")
+    assert any(line.startswith("7 of 10 images") and "images/s" in line and "left" in line for line in lines)
+
+
+def test_every_job_shows_its_progress_and_one_process_of_a_launcher(monkeypatch):
+    hidden = []
+
+    def segment(run: BatchRun, observer: console.BatchProgress) -> RunSummary:
+        hidden.append(observer.bar.disable)
+        return RunSummary(1, 1, (), 0, 0.0, 0.0)
+
+    monkeypatch.setattr(console, "segment_images", segment)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    run = BatchRun("model", ("photos",), "out", rank=1, world=2)
+    console.run_batch(run)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    console.run_batch(run)
+    assert hidden == [False, True]
 
 
 # Several processes

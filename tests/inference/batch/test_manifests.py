@@ -66,6 +66,23 @@ def test_large_folders_are_divided():
     assert len(set(names)) == 26 and names[-1] == "few/1"
 
 
+def test_parts_of_large_folders_are_not_folders_of_other_images():
+    places = [
+        f"{folder}/{number}.jpg" for folder in ("a", "a/0", "A/_1") for number in range(11 if folder == "a" else 9)
+    ]
+    names = target_names(places, limit=10)
+    assert len({name.casefold() for name in names}) == len(places)
+    assert {name.rpartition("/")[0] for name in names[:11]} <= {f"a/__{part}" for part in range(3)}
+
+
+def test_results_do_not_have_names_of_other_results():
+    assert target_names(["cat.jpg", "cat.overlay.jpg", "Dog.Scores.png"]) == [
+        "cat",
+        "cat.overlay_jpg",
+        "Dog.Scores_png",
+    ]
+
+
 @pytest.mark.parametrize(
     ("images", "shards", "sizes"),
     [(1, None, [1]), (40, None, [13, 13, 14]), (5, 2, [2, 3]), (3, 9, [1, 1, 1])],

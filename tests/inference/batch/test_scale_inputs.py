@@ -141,6 +141,18 @@ def test_unusable_inputs_raise(tmp_path, monkeypatch, given, error):
     assert not Path("out/.manifest/manifest.json").exists()
 
 
+def test_server_without_ranges_raises(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path / "data.parquet", 1)
+
+    class WholeFile(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise ValueError("the server does not support range requests")
+
+    monkeypatch.setattr("hf_vit_seg.inference.batch.inputs.open_binary", lambda given: WholeFile(b"PAR1" * 100))
+    with pytest.raises(ImageFileError, match="range requests"):
+        list(find_sources([str(path)]))
+
+
 def test_column_of_images(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", 1, "photo")
     ((source, _),) = find_sources([str(path)])

@@ -110,6 +110,12 @@ def test_without_reports(photos, tmp_path, model):
     assert all(name.endswith(".png") for name in results(tmp_path / "out"))
 
 
+def test_webdataset_without_reports(photos, tmp_path, model):
+    segment_all(planned(photos, tmp_path / "out", "webdataset", shards=1, reports=False), model)
+    with tarfile.open(tmp_path / "out/data/train-00000-of-00001.tar") as tar:
+        assert not any(name.endswith(".json") for name in tar.getnames())
+
+
 def test_webdataset(photos, tmp_path, model):
     (photos / "a.b.jpg").write_bytes(encoded(9, "JPEG"))
     segment_all(planned(photos, tmp_path / "out", "webdataset", shards=2), model)
@@ -346,6 +352,14 @@ def test_full_disk_stops_the_shard(photos, tmp_path, model, monkeypatch, kind):
     assert segment_shard(manifest, 0, model, LABELS_ONLY).complete
     segment_all(planned(photos, tmp_path / "whole", kind), model)
     assert results(tmp_path / "out") == results(tmp_path / "whole")
+
+
+def test_full_temporary_folder_is_no_failure_of_an_image(tmp_path):
+    def save(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(WriteError):
+        Storage(f"memory://{tmp_path.name}").write({"a.png": save})
 
 
 def test_name_that_is_too_long_fails_alone(photos, tmp_path, model):
