@@ -352,6 +352,8 @@ def predict(
         "--push-dataset": push_dataset,
     }
     if requires_shards(images, out, options_of_shards):
+        if skip_existing:
+            raise HfVitSegError("a run by shards is resumed by the same command: remove --skip-existing")
         rank, world = share_of_processes()
         batch = BatchRun(
             model=model,

@@ -95,9 +95,13 @@ def run_batch(run: BatchRun) -> tuple[int, RunSummary]:
     logging.disable_progress_bar()
     start = time.perf_counter()
     observer = BatchProgress(hidden=is_quiet() or (run.rank > 0 and is_launched()))
-    with observer.bar:
-        summary = segment_images(run, observer)
     console = status_console()
+    try:
+        with observer.bar:
+            summary = segment_images(run, observer)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command continues the run")
+        raise
     for line in summary_lines(run, summary, time.perf_counter() - start):
         console.print(escape(line))
     if any(each.bug for each in summary.failures):

@@ -6,6 +6,7 @@ for each image and a row group for each shard.
 
 import hashlib
 import json
+import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,8 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from hf_vit_seg.atomic_io import json_text
-from hf_vit_seg.data.storage.addresses import is_address
+from hf_vit_seg.data.storage.addresses import UNKNOWN, is_address
+from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.provenance import package_versions
 
@@ -322,4 +324,57 @@ def check_settings(manifest: Manifest, settings: RunSettings) -> None:
         )
 
 
-__all__ = ["FOLDER", "Manifest", "ManifestError", "Row", "RunSettings", "check_settings", "plan", "read_manifest"]
+def check_inputs(manifest: Manifest) -> None:
+    """Raise ManifestError if local files have changed since they were planned, by size or time of modification.
+
+    Their results would be those of the earlier content. Inputs at addresses are not compared.
+    """
+    changed = list(changed_files(manifest))
+    if changed:
+        raise ManifestError(
+            f"{len(changed)} inputs have changed since the run in {manifest.storage.root} was planned: "
+            f"{format_list(changed)}; pass --overwrite to segment all images again, or choose another --out"
+        )
+
+
+def changed_files(manifest: Manifest) -> Iterator[str]:
+    """Yield the local files that have changed since they were planned."""
+    folder = manifest.storage.folder
+    planned = None if folder is None else os.stat(folder / HEADER).st_mtime_ns
+
+    def has_changed(path: str, size: int) -> bool:
+        try:
+            found = os.stat(path)
+        except OSError:
+            return False  # removed: its results are still those of the image
+        return size not in (UNKNOWN, found.st_size) or (planned is not None and found.st_mtime_ns > planned)
+
+    local = [number for number, source in enumerate(manifest.sources) if is_local_source(source)]
+    files = {number for number in local if manifest.sources[number].kind == "files"}
+    yield from (
+        root for number in local if number not in files and has_changed(root := manifest.sources[number].root, UNKNOWN)
+    )
+    for shard in range(manifest.shards) if files else ():
+        for row in manifest.rows(shard):
+            if row.source in files and has_changed(
+                path := os.path.join(manifest.sources[row.source].root, row.path), row.size
+            ):
+                yield path
+
+
+def is_local_source(source: Source) -> bool:
+    """Return whether a source is a local folder or file."""
+    return source.kind != "dataset" and not is_address(source.root)
+
+
+__all__ = [
+    "FOLDER",
+    "Manifest",
+    "ManifestError",
+    "Row",
+    "RunSettings",
+    "check_inputs",
+    "check_settings",
+    "plan",
+    "read_manifest",
+]

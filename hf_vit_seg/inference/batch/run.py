@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,14 +23,27 @@ from hf_vit_seg.directory_lock import lock_directory
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.prediction import PredictOptions
+from hf_vit_seg.provenance import package_versions
 
-from .manifest import FOLDER, HEADER, Manifest, RunSettings, check_settings, plan, read_manifest
+from .manifest import (
+    FOLDER,
+    HEADER,
+    Manifest,
+    ManifestError,
+    RunSettings,
+    check_inputs,
+    check_settings,
+    plan,
+    read_manifest,
+)
 from .outputs import FORMATS, TEMPORARY, remove_results
 from .preparation import Failure
 from .processes import Event, ModelSettings, Note, Work, run_processes
 from .ray_engine import run_ray
 from .shard import ShardStatus, WorkSettings, read_status
 from .storage import Storage
+
+logger = logging.getLogger(__name__)
 
 ERRORS = "errors.csv"
 ENGINES = ("processes", "ray")
@@ -169,13 +183,40 @@ def open_manifest(run: BatchRun, storage: Storage, planned: Callable[[int], Any]
         found = None if run.overwrite and not run.rank else read_manifest(storage)
         if found is not None:
             check_settings(found, run_settings(run, found))
+            if not run.rank:
+                check_inputs(found)
+                warn_of_other_versions(found)
             return found
         if run.overwrite and not run.rank:
+            check_format(run, storage)
             remove_status(storage)
         elif any(name != ERRORS for name in storage.names()):
             raise RunError(f"{run.out} is not empty and has no manifest: choose an empty folder, or pass --overwrite")
         settings = run_settings(run)
         return plan(settings, storage, planned, partial(remove_results, storage, settings) if run.overwrite else None)
+
+
+def warn_of_other_versions(manifest: Manifest) -> None:
+    """Warn if the packages that determine the results have other versions than when the run was planned."""
+    installed = package_versions(manifest.packages)
+    changed = [
+        f"{name} {old} (now {installed[name]})" for name, old in manifest.packages.items() if old != installed[name]
+    ]
+    if changed:
+        logger.warning("the run was planned with %s; the remaining images may differ slightly", ", ".join(changed))
+
+
+def check_format(run: BatchRun, storage: Storage) -> None:
+    """Raise RunError if the results to replace have another format, whose files would be left."""
+    try:
+        found = read_manifest(storage)
+    except ManifestError:
+        return
+    if found is not None and found.settings.format != run.format:
+        raise RunError(
+            f"{run.out} has results in the format {found.settings.format}, not {run.format}: choose another --out, or "
+            "remove the folder"
+        )
 
 
 @contextmanager

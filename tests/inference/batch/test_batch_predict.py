@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from many_images import encoded, label_maps, results, write_parquet, write_photos, write_tar
+from PIL import Image
 from tiny_segmenters import save_segmenter
 from typer.testing import CliRunner
 
@@ -25,6 +26,7 @@ from hf_vit_seg.hub.dataset import push_dataset
 from hf_vit_seg.hub.repository import PushError, Target
 from hf_vit_seg.inference import Segmenter
 from hf_vit_seg.inference.batch import console
+from hf_vit_seg.inference.batch import run as run_module
 from hf_vit_seg.inference.batch.console import requires_shards, share_of_processes, summary_lines
 from hf_vit_seg.inference.batch.processes import ShardProgress
 from hf_vit_seg.inference.batch.run import BatchRun, RunError, RunObserver, RunSummary, resources, segment_images
@@ -99,6 +101,61 @@ def test_other_settings_are_refused(model, photos, tmp_path):
         assert predict(model, photos, "-o", out, *ONE, *other)[0] == REFUSED
     assert predict(model, photos, "-o", out, *ONE, "--batch-size", 3)[0] == DONE
     assert predict(model, photos, "-o", out, *ONE, "--shards", 2, "--overwrite")[0] == DONE
+
+
+def test_changed_inputs_are_refused(model, photos, tmp_path):
+    command = ("-o", tmp_path / "out", *ONE)
+    assert predict(model, photos, *command)[0] == DONE
+    first, second = sorted(photos.glob("*.png"))[:2]
+    planned = (tmp_path / "out/.manifest/manifest.json").stat().st_mtime_ns
+    Image.new("RGB", (31, 17)).save(first)
+    os.utime(first, ns=(0, 0))  # as a file that was copied with its time
+    code, text = predict(model, photos, *command)
+    assert code == REFUSED and first.name in text and second.name not in text
+    os.utime(second, ns=(planned + 10**9, planned + 10**9))  # as a file of the same size that was written later
+    code, text = predict(model, photos, *command)
+    assert code == REFUSED and first.name in text and second.name in text
+    assert predict(model, photos, *command, "--overwrite")[0] == DONE
+
+
+def test_deleted_inputs_keep_their_results(model, photos, tmp_path):
+    command = ("-o", tmp_path / "out", *ONE)
+    assert predict(model, photos, *command)[0] == DONE
+    before = results(tmp_path / "out")
+    min(photos.glob("*.png")).unlink()
+    assert predict(model, photos, *command)[0] == DONE and results(tmp_path / "out") == before
+
+
+def test_changed_containers_are_refused(model, photos, tmp_path):
+    tar = write_tar(tmp_path / "photos.tar", {"0.png": encoded(0), "1.png": encoded(1)})
+    command = ("-o", tmp_path / "out", *ONE)
+    assert predict(model, tar, *command)[0] == DONE and predict(model, tar, *command)[0] == DONE
+    later = tar.stat().st_mtime_ns + 10**12
+    os.utime(tar, ns=(later, later))
+    assert predict(model, tar, *command)[0] == REFUSED
+
+
+def test_other_package_versions_are_reported(model, photos, tmp_path, monkeypatch):
+    command = ("-o", tmp_path / "out", *ONE)
+    assert predict(model, photos, *command)[0] == DONE
+    header = tmp_path / "out/.manifest/manifest.json"
+    written = json.loads(header.read_text())
+    header.write_text(json.dumps(written | {"packages": written["packages"] | {"torch": "1.0"}}))
+    messages = []
+    monkeypatch.setattr(run_module.logger, "warning", lambda text, *values: messages.append(text % values))
+    assert predict(model, photos, *command)[0] == DONE
+    assert len(messages) == 1 and "torch 1.0" in messages[0]
+
+
+def test_results_of_another_format_are_not_replaced(model, photos, tmp_path):
+    assert predict(model, photos, "-o", tmp_path / "out", *ONE)[0] == DONE
+    before = results(tmp_path / "out")
+    code, text = predict(model, photos, "-o", tmp_path / "out", *ONE, "--format", "parquet", "--overwrite")
+    assert code == REFUSED and "folder" in text and results(tmp_path / "out") == before
+
+
+def test_skip_existing_is_refused(model, photos, tmp_path):
+    assert predict(model, photos, "-o", tmp_path / "out", *ONE, "--skip-existing")[0] == REFUSED
 
 
 def test_overwrite_replaces_results(model, photos, tmp_path):
