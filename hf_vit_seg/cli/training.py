@@ -63,6 +63,9 @@ def check_data(
     Writes report.json, and a contact sheet for each split, such as train.png. Exit code 1 if there are
     problems. `train` also tries the model on the smallest and largest images before the first step.
     """
+    from hf_vit_seg.training.recipe.location import recipe_path
+
+    recipe_path(recipe)  # before imports that take seconds
     from hf_vit_seg.training.data_check import check_data as run_check
 
     valid = run_check(recipe, settings or (), out, splits.split(","))

@@ -100,13 +100,13 @@ def card_of(plan: PushPlan) -> ModelCardData:
 
 
 def facts_view(card: ModelCardData, images: Sequence[str]) -> Table:
-    """Return a table of the facts of a model card; those without a value are unknown."""
+    """Return a table of the facts of a model card; a license without a value is unknown."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for title, name in FACTS.items():
         value = getattr(card, name, None)
-        values = [value] if isinstance(value, str) else value or ["unknown"]
+        values = [value] if isinstance(value, str) else value or ["unknown" if name == "license" else "none"]
         table.add_row(title, Text(", ".join(map(str, values))))
     table.add_row("images", Text(", ".join(images) or "none; --sample-image publishes one"))
     for score in card.eval_results or ():

@@ -1,5 +1,6 @@
 """`hf-vit-seg train RECIPE` on several processes: `accelerate launch -m hf_vit_seg.training RECIPE`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,10 @@ def train(
     Ctrl-C stops after the current step and writes a checkpoint; a second Ctrl-C stops immediately. To use several
     processes or machines: accelerate launch -m hf_vit_seg.training RECIPE ...
     """
+    from .recipe.location import recipe_path
+
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # with several processes, only the main one prints the error
+        recipe_path(recipe)  # before imports that take seconds
     from .console import train_command
 
     raise typer.Exit(train_command(recipe, settings or [], out, resume, overwrite))

@@ -19,7 +19,7 @@ from hf_vit_seg.training.checkpoints.main_process import PreparationError
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, RunDirectoryError, run_directory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints
 from hf_vit_seg.training.loop.trainer import RunStatus, train
-from hf_vit_seg.training.recipe.files import RecipeFileError
+from hf_vit_seg.training.recipe.location import RecipeFileError
 from hf_vit_seg.training.recipe.paths import describe_data
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.metrics_report import describe_unlabeled, report_content, report_view

@@ -19,7 +19,8 @@ from hf_vit_seg.text_files import parse, read_text
 
 from .losses.registry import DEFAULT, LOSSES, MODEL_LOSS, MULTI_LABEL_DEFAULT, check_losses
 from .optimization.parameter_groups import GroupRow
-from .recipe.files import RecipeFileError, recipe_path, record_settings, shipped_recipes
+from .recipe.files import record_settings
+from .recipe.location import RecipeFileError, recipe_path, shipped_recipes
 from .recipe.overrides import override_setting, split_override
 from .recipe.paths import SAVED, SPLITS, map_paths, resolve_path, resolve_saved_path
 from .recipe.schema import DataRecipe, OptimizerRecipe, Recipe

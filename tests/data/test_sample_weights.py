@@ -12,7 +12,7 @@ from hf_vit_seg.data.sample_weights import rare_class_weights, read_weights
 from hf_vit_seg.data.sources.registry import SourceError
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.state import CheckpointError
-from hf_vit_seg.training.recipe.files import RecipeFileError
+from hf_vit_seg.training.recipe.location import RecipeFileError
 from hf_vit_seg.training.recipe_loading import load_recipe
 
 

@@ -23,7 +23,7 @@ from hf_vit_seg.inference.files.tables import read_table
 from hf_vit_seg.provenance import card_metadata, provenance_from, split_card
 from hf_vit_seg.text_files import MAX_DEPTH, MAX_LENGTH, MAX_VALUES, parse, parse_json, read_json, read_text
 from hf_vit_seg.training.checkpoints.state import MANIFEST, CheckpointError, read_manifest
-from hf_vit_seg.training.recipe.files import RecipeFileError
+from hf_vit_seg.training.recipe.location import RecipeFileError
 from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.training.reports.metrics_report import ReportError, read_report
 from hf_vit_seg.training.reports.run_log import RunLogError, parse_line

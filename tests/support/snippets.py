@@ -28,7 +28,7 @@ from scipy import ndimage
 from typer.testing import CliRunner
 
 from hf_vit_seg.cli import app
-from hf_vit_seg.training.recipe.files import shipped_recipes
+from hf_vit_seg.training.recipe.location import shipped_recipes
 from hf_vit_seg.training.recipe_loading import load_recipe
 
 STAND_INS = {"segformer.b0.512x512.ade.160k.pth": "tests/oracles/nvlabs_segformer/segformer.tiny.7cls.pth"}

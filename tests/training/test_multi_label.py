@@ -22,7 +22,7 @@ from hf_vit_seg.inference import Classifier
 from hf_vit_seg.metrics.multi_label import MultiLabelScores, average_precision
 from hf_vit_seg.training.console import evaluate_command
 from hf_vit_seg.training.loop.trainer import RunStatus
-from hf_vit_seg.training.recipe.files import RecipeFileError
+from hf_vit_seg.training.recipe.location import RecipeFileError
 from hf_vit_seg.training.recipe_loading import load_recipe
 
 COLORS = {"red": 0, "green": 1, "blue": 2}

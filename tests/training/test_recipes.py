@@ -7,7 +7,8 @@ from tiny_runs import settings, write_recipe
 
 from hf_vit_seg.text_files import dump, parse
 from hf_vit_seg.training.recipe.differences import differences
-from hf_vit_seg.training.recipe.files import RecipeFileError, recipe_text, shipped_recipes
+from hf_vit_seg.training.recipe.files import recipe_text
+from hf_vit_seg.training.recipe.location import RecipeFileError, shipped_recipes
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.recipe_loading import load_recipe
 

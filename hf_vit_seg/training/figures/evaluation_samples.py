@@ -36,7 +36,7 @@ MAX_NAMES = 3  # classes in a caption
 IMAGES, MAX_IMAGES = "images", 4  # a folder of the samples, and how many images it has
 MAX_EXTREME_SAMPLES = 3  # samples with the lowest scores, and with the highest
 SCORE_TITLES: dict[Task, str] = {
-    "segmentation": "mean IoU",
+    "segmentation": "mIoU",
     "classification": "probability of the label",
     "instance": "panoptic quality",
     "panoptic": "panoptic quality",

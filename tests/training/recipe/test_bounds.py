@@ -14,7 +14,7 @@ from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.losses.registry import LOSSES
 from hf_vit_seg.training.optimization.parameter_groups import GroupRow
-from hf_vit_seg.training.recipe.files import RecipeFileError
+from hf_vit_seg.training.recipe.location import RecipeFileError
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.recipe_loading import load_recipe
 
