@@ -46,6 +46,13 @@ footer button, footer a { color: var(--body-text-color) !important; opacity: 0.8
 # Fonts of the visitor's own system: nothing is fetched from elsewhere.
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONOSPACED = ("ui-monospace", "Consolas", "monospace")
+# The placeholder of gradio's empty components has a label, which only elements with a role may have.
+PLACEHOLDER_ROLES = """() => {
+  const placeholders = '[aria-label="Empty value"]:not([role])';
+  const label = () => document.querySelectorAll(placeholders).forEach((found) => found.setAttribute("role", "img"));
+  label();
+  new MutationObserver(label).observe(document.body, { childList: true, subtree: true });
+}"""
 INTRODUCTION = """# Image segmentation
 
 Upload an image, then point at it (or tap it) to see each class or object.
@@ -80,6 +87,7 @@ def build(catalogue: Catalogue) -> GuardedPage:
             if "pose" in tasks:
                 with gr.Tab("Pose"):
                     PoseTab(catalogue)
+        page.load(None, js=PLACEHOLDER_ROLES, api_visibility="private")
     page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
     return page
 
