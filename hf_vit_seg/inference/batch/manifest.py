@@ -349,22 +349,16 @@ def changed_files(manifest: Manifest) -> Iterator[str]:
             return False  # removed: its results are still those of the image
         return size not in (UNKNOWN, found.st_size) or (planned is not None and found.st_mtime_ns > planned)
 
-    local = [number for number, source in enumerate(manifest.sources) if is_local_source(source)]
-    files = {number for number in local if manifest.sources[number].kind == "files"}
-    yield from (
-        root for number in local if number not in files and has_changed(root := manifest.sources[number].root, UNKNOWN)
-    )
-    for shard in range(manifest.shards) if files else ():
+    local = [source.kind != "dataset" and not is_address(source.root) for source in manifest.sources]
+    files = [source.kind == "files" and is_local for source, is_local in zip(manifest.sources, local, strict=True)]
+    for source, is_local, is_folder in zip(manifest.sources, local, files, strict=True):
+        if is_local and not is_folder and has_changed(source.root, UNKNOWN):
+            yield source.root
+    for shard in range(manifest.shards) if any(files) else ():
         for row in manifest.rows(shard):
-            if row.source in files and has_changed(
-                path := os.path.join(manifest.sources[row.source].root, row.path), row.size
-            ):
+            path = os.path.join(manifest.sources[row.source].root, row.path)
+            if files[row.source] and has_changed(path, row.size):
                 yield path
-
-
-def is_local_source(source: Source) -> bool:
-    """Return whether a source is a local folder or file."""
-    return source.kind != "dataset" and not is_address(source.root)
 
 
 __all__ = [
