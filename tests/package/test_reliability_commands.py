@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hf_vit_seg.errors import HfVitSegError
-from tests.reliability import soak
+from tests.reliability import kills, soak
 from tests.reliability.checkpoints import Checkpoints
 from tests.reliability.checkpoints import left_behind as left_by_conversion
 from tests.reliability.images import Images
@@ -145,3 +145,15 @@ def test_long_runs(tmp_path):
     runs = soak.run(tmp_path, share=0.02)
     assert [run.count for run in runs] == [40, 10, 4]
     assert all(run.median(0, 1) > 100 for run in runs)
+
+
+def test_missing_added_and_different_files_are_named():
+    found, expected = {"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "x", "d": "4"}
+    assert kills.different_files(found, expected) == ("b", "c", "d")
+
+
+@pytest.mark.slow
+def test_killed_runs_lose_nothing(tmp_path):
+    runs = kills.run(tmp_path, kills=3)
+    assert [(run.kills, run.differences) for run in runs] == [(3, ()), (3, ())]
+    assert all(run.commands > 1 for run in runs[1:])

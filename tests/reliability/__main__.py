@@ -1,6 +1,6 @@
 """`python -m tests.reliability NAME [--cases N] [--seed S] [--dry-run]`, in the root of the repository.
 
-`checkpoints`, `images` and `soak` write their sections of docs/reliability.md, `licenses` writes NOTICE.
+`checkpoints`, `images`, `kills` and `soak` write their sections of docs/reliability.md, `licenses` writes NOTICE.
 """
 
 import argparse
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from hf_vit_seg.atomic_io import write_text
 
-from . import checkpoints, images, soak
+from . import checkpoints, images, kills, soak
 from .licenses import NOTICE, notice
 from .record import section, table_of, write_section
 from .sandbox import Outcomes, run_cases
@@ -42,7 +42,7 @@ def run(name: str, count: int, seed: int, first: int = 0) -> Outcomes:
 def main() -> int:
     """Run one command; the exit code is 1 if a case failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.reliability")
-    parser.add_argument("name", choices=[*sorted(MODULES), "licenses", "soak"])
+    parser.add_argument("name", choices=[*sorted(MODULES), "kills", "licenses", "soak"])
     parser.add_argument("--cases", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case, to repeat one")
@@ -58,6 +58,12 @@ def main() -> int:
         if not given.dry_run:
             write_section("soak", soak.TITLE, soak.section(runs))
         return int(not all(each.is_flat for each in runs))
+    if given.name == "kills":
+        with TemporaryDirectory() as folder:
+            killed = kills.run(Path(folder), given.cases or kills.KILLS)
+        if not given.dry_run:
+            write_section("kills", kills.TITLE, kills.section(killed))
+        return int(any(each.differences for each in killed))
     module = MODULES[given.name]
     outcomes = run(given.name, given.cases or CASES[given.name], given.seed, given.first)
     print(table_of(outcomes))

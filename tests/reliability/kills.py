@@ -1,0 +1,178 @@
+"""Processes that are killed at random moments while they write: batch inference, and a training with checkpoints.
+
+The same command is started again until it ends. Its files must then be those of a run that was never interrupted.
+"""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import torch
+from many_images import results, write_photos
+from safetensors.torch import load_file
+from tiny_runs import settings, write_data, write_recipe
+from tiny_segmenters import save_segmenter
+
+from .record import versions
+
+TITLE = "Killed processes"
+ABOUT = (
+    "Processes are ended with SIGKILL at random moments, and the same command is started again until it has finished. "
+    "The files must be those of a run that was never interrupted, byte by byte for label maps, and bit by bit for the "
+    "weights of a training."
+)
+KILLS, PHOTOS = 50, 600
+MAX_PAUSE = 8.0  # seconds between kills; a worker takes about half of it to start
+COMMAND = [sys.executable, "-m", "hf_vit_seg.cli"]
+END = 300.0  # seconds of a command that is not killed
+
+
+@dataclass(frozen=True)
+class KilledRun:
+    """A run whose processes were killed: how often, how many commands it took, and how its files differ."""
+
+    name: str
+    kills: int
+    commands: int
+    differences: tuple[str, ...]
+
+    def row(self) -> str:
+        return f"| {self.name} | {self.kills} | {self.commands} | {len(self.differences)} |"
+
+
+def start(command: Sequence[str]) -> psutil.Popen:
+    """Start a command without output."""
+    return psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def end(process: psutil.Popen) -> None:
+    """Kill a command and its children."""
+    for each in [*process.children(recursive=True), process]:
+        try:
+            each.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+
+
+def wait_for_change(count: Callable[[], int], process: psutil.Popen) -> bool:
+    """Wait until there are more files than now; return whether the command is still running."""
+    before, stop = count(), time.monotonic() + END
+    while process.poll() is None and count() <= before:
+        if time.monotonic() > stop:
+            end(process)
+            raise RuntimeError(f"no progress for {END:.0f} s")
+        time.sleep(0.02)
+    return process.poll() is None
+
+
+def different_files(found: dict[str, str], expected: dict[str, str]) -> tuple[str, ...]:
+    """Return the names of files that are missing, added or different."""
+    return tuple(sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)))
+
+
+def kill_workers(folder: Path, kills: int) -> KilledRun:
+    """Kill one of two workers of `predict` by shards, and every fifth time the whole command.
+
+    A run that has finished is followed by another one, until there were enough kills.
+    """
+    moments, done, commands, runs = random.Random(0), 0, 0, 0
+    differences: list[str] = []
+    model, photos = save_segmenter(folder / "model"), write_photos(folder / "photos", PHOTOS)
+    arguments = [*COMMAND, "predict", str(model), str(photos), "--shards", "20", "--no-overlay", "--workers"]
+    subprocess.run([*arguments, "1", "-o", str(folder / "whole")], check=True, capture_output=True)
+    expected = results(folder / "whole")
+    while done < kills:
+        out, runs = folder / f"out{runs}", runs + 1
+        command = [*arguments, "2", "-o", str(out)]
+        commands, process = commands + 1, start(command)
+        while process.poll() != 0:
+            if process.poll() is not None:
+                commands, process = commands + 1, start(command)
+            time.sleep(moments.uniform(0, MAX_PAUSE))
+            workers = [each for each in children(process) if "spawn_main" in command_line(each)]
+            if done >= kills or process.poll() is not None or not workers:
+                continue
+            if done % 5 == 4:
+                end(process)
+            else:
+                workers[done % len(workers)].kill()
+            done += 1
+        differences += different_files(results(out), expected)
+        differences += [str(path) for path in out.rglob(".tmp-*")]
+    return KilledRun("`predict` by shards, workers", done, commands, tuple(differences))
+
+
+def children(process: psutil.Popen) -> list[psutil.Process]:
+    """Return the children of a process; none if it has ended."""
+    try:
+        return process.children()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def command_line(process: psutil.Process) -> str:
+    """Return the command of a process; empty if it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def kill_training(folder: Path, kills: int) -> KilledRun:
+    """Kill a training that writes a checkpoint after each step."""
+    moments, out = random.Random(0), folder / "out"
+    recipe = settings(write_data(folder / "data"))
+    recipe["loop"] |= {"steps": 2 * kills, "evaluate_every": 2 * kills, "checkpoint_every": 1}
+    arguments = [*COMMAND, "train", str(write_recipe(folder, recipe)), "-o"]
+    subprocess.run([*arguments, str(folder / "whole")], check=True, capture_output=True)
+    done, commands, process = 0, 1, start([*arguments, str(out)])
+    while done < kills:
+        if not wait_for_change(lambda: steps_in(out), process):
+            break
+        time.sleep(moments.uniform(0, 0.2))  # about a step: often while a checkpoint is written
+        end(process)
+        done, commands, process = done + 1, commands + 1, start([*arguments, str(out), "--resume"])
+    if process.wait() != 0:
+        raise RuntimeError(f"the training ended with exit code {process.returncode}")
+    found, expected = (load_file(each / "last" / "model.safetensors") for each in (out, folder / "whole"))
+    differences = tuple(
+        name
+        for name in sorted(found.keys() | expected.keys())
+        if name not in found or name not in expected or not torch.equal(found[name], expected[name])
+    )
+    return KilledRun("`train`, a checkpoint after each step", done, commands, differences)
+
+
+def steps_in(out: Path) -> int:
+    """Return the last step in the log of a run."""
+    path = out / "log.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    steps = [json.loads(line).get("step", 0) for line in lines if line.endswith("}")]
+    return max(steps, default=0)
+
+
+def section(runs: Sequence[KilledRun]) -> str:
+    """The text of the section in docs/reliability.md."""
+    head = ["| work | kills | commands | files or tensors that differ |", "| --- | ---: | ---: | ---: |"]
+    command = f"`python -m tests.reliability kills`, {datetime.now(UTC):%Y-%m-%d}, {versions()}."
+    return "\n\n".join([command, ABOUT, "\n".join([*head, *(run.row() for run in runs)])])
+
+
+def run(folder: Path, kills: int = KILLS) -> list[KilledRun]:
+    """Kill both kinds of runs."""
+    runs = []
+    for part in (kill_workers, kill_training):
+        place = folder / part.__name__
+        place.mkdir()
+        runs.append(part(place, kills))
+        print(runs[-1].row(), *runs[-1].differences[:5], flush=True)
+    return runs
