@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from pathlib import Path
 from time import sleep
 
@@ -21,6 +22,10 @@ from transformers.utils import logging as hf_logging
 
 import hf_vit_seg  # noqa: F401  (registers the architectures)
 from hf_vit_seg.inference import Segmenter
+
+# Shells ignore Ctrl-C in commands that run in the background, and processes that these start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The duration of an example depends on the machine.
 hypothesis.settings.register_profile(
