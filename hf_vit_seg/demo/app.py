@@ -103,7 +103,10 @@ def start(models: Sequence[str], port: int | None = None, share: bool = False, *
         "share": share,
         "max_file_size": f"{MEGABYTES}mb",
         "theme": gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=MONOSPACED).set(
-            color_accent="*primary_700"  # enough contrast for text
+            # enough contrast for text
+            color_accent="*primary_700",
+            button_primary_background_fill="*primary_600",
+            button_primary_background_fill_hover="*primary_700",
         ),
         "css": CSS,
         "ssr_mode": False,
