@@ -60,11 +60,16 @@ def has_queries(outputs: Any) -> bool:
 
 
 def semantic_scores(outputs: Any) -> torch.Tensor:
-    """Return the scores of the classes at each pixel (B, K, h, w): sum over queries of class times mask probability."""
+    """Return the scores of the classes at each pixel (B, K, h, w): sum over queries of class times mask probability.
+
+    With one class, they are the logits of this sum, which are compared with 0.
+    """
     if not has_queries(outputs):
         return outputs.semantic_logits()
     classes = to_working_dtype(outputs.class_queries_logits).softmax(-1)[..., :-1]
-    return torch.einsum("bqk,bqhw->bkhw", classes, to_working_dtype(outputs.masks_queries_logits).sigmoid())
+    masks = to_working_dtype(outputs.masks_queries_logits).sigmoid()
+    scores = torch.einsum("bqk,bqhw->bkhw", classes, masks)
+    return scores.logit(eps=torch.finfo(scores.dtype).eps) if scores.shape[1] == 1 else scores
 
 
 def binary_mask_to_rle(mask: torch.Tensor) -> list[int]:

@@ -14,6 +14,7 @@ from hf_vit_seg.models.image_processing_universal import (
     UniversalSegmentationImageProcessor,
     UniversalSegmentationImageProcessorPil,
 )
+from hf_vit_seg.models.mask_classification import semantic_logits
 from hf_vit_seg.models.segment_maps import needed_queries
 
 GRID = (24, 40)
@@ -96,6 +97,16 @@ def test_semantic_equals_eomt(seed, size):
         assert ours.dtype == torch.int64 and (ours != theirs).sum() <= 2
     scores = OURS.post_process_semantic_segmentation(outputs, [size] * 2, return_segmentation_scores=True)
     assert torch.equal(scores[0].segmentation, found[0]) and scores[0].segmentation_scores.shape == (5, *size)
+
+
+def test_semantic_results_of_one_class():
+    """As those of the semantic model: 1 where the probability exceeds one half."""
+    outputs = random_outputs(0, classes=1)
+    found = OURS.post_process_semantic_segmentation(outputs)
+    logits = semantic_logits(outputs.class_queries_logits, outputs.masks_queries_logits)
+    expected = OURS.post_process_semantic_segmentation(SimpleNamespace(logits=logits))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs) and ours.unique().tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("seed", range(4))
