@@ -16,7 +16,7 @@ from hf_vit_seg.data.images.files import MAX_PIXELS
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since
 from hf_vit_seg.inference.dense.protocols import PredictionError, Protocol
 from hf_vit_seg.inference.image_inputs import load_image
-from hf_vit_seg.models.segment_maps import draw_objects, objects_of_queries, panoptic_segments
+from hf_vit_seg.models.segment_maps import draw_objects, fuse_segments, objects_of_queries, panoptic_segments
 
 from .image_segmenter import ImageSegmenter, load_model_or_program
 from .loading import check_options, check_outputs
@@ -104,18 +104,19 @@ class InstanceSegmenter(ImageSegmenter):
         """
         threshold = self.threshold if threshold is None else threshold
         if getattr(outputs, "class_queries_logits", None) is None:
-            numbers, classes, scores = outputs.segments(image, size, threshold=threshold)
+            found = outputs.segments(image, size, threshold=threshold)
+            numbers, classes, scores = fuse_segments(*found, self.fused or ())
             return numbers.to(torch.int32), classes.tolist(), scores.tolist()
         logits = outputs.class_queries_logits[image], outputs.masks_queries_logits[image]
         if self.fused is not None:
             numbers, infos = panoptic_segments(*logits, size, threshold, MASK_THRESHOLD, OVERLAP_THRESHOLD, self.fused)
             return numbers, [info["label_id"] for info in infos], [info["score"] for info in infos]
-        found = list(objects_of_queries(*logits, size, threshold, MASK_THRESHOLD))
-        found.sort(key=lambda each: each.score)  # drawn last, and so on top, is the best
+        objects = list(objects_of_queries(*logits, size, threshold, MASK_THRESHOLD))
+        objects.sort(key=lambda each: each.score)  # drawn last, and so on top, is the best
         return (
-            draw_objects(found, size, logits[1].device),
-            [each.label_id for each in sorted(found, key=lambda each: each.id)],
-            [each.score for each in sorted(found, key=lambda each: each.id)],
+            draw_objects(objects, size, logits[1].device),
+            [each.label_id for each in sorted(objects, key=lambda each: each.id)],
+            [each.score for each in sorted(objects, key=lambda each: each.id)],
         )
 
     def __call__(self, image: Any) -> Any:

@@ -17,7 +17,7 @@ from .image_processing_segmentation import (
     SemanticSegmentationImageProcessorPil,
     SemanticSegmentationKwargs,
 )
-from .segment_maps import ObjectMask, draw_objects, objects_of_queries, panoptic_segments
+from .segment_maps import ObjectMask, draw_objects, fuse_segments, objects_of_queries, panoptic_segments
 
 Sizes = Sequence[tuple[int, int]] | torch.Tensor | None
 
@@ -159,7 +159,7 @@ class UniversalProcessing:
         results = []
         for image, size in enumerate(target_sizes_of(outputs, target_sizes)):
             if not has_queries(outputs):
-                results.append(dense_segments(outputs, image, size, threshold))
+                results.append(dense_segments(outputs, image, size, threshold, fused or ()))
                 continue
             segmentation, infos = panoptic_segments(
                 outputs.class_queries_logits[image],
@@ -181,11 +181,17 @@ def full_mask(found: ObjectMask, size: tuple[int, int]) -> torch.Tensor:
     return mask
 
 
-def dense_segments(outputs: Any, image: int, size: tuple[int, int], threshold: float) -> dict[str, Any]:
-    """Return the objects of an image from the outputs of a head without queries, which finds them itself."""
-    numbers, classes, scores = outputs.segments(image, size, threshold=threshold)
+def dense_segments(
+    outputs: Any, image: int, size: tuple[int, int], threshold: float, label_ids_to_fuse: Collection[int] = ()
+) -> dict[str, Any]:
+    """Return the segments of an image from the outputs of a head without queries, which finds objects itself.
+
+    Segments of a class in `label_ids_to_fuse` become one.
+    """
+    found = outputs.segments(image, size, threshold=threshold)
+    numbers, classes, scores = fuse_segments(*found, label_ids_to_fuse)
     infos = [
-        {"id": number, "label_id": label, "was_fused": False, "score": round(score, 6)}
+        {"id": number, "label_id": label, "was_fused": label in label_ids_to_fuse, "score": round(score, 6)}
         for number, (label, score) in enumerate(zip(classes.tolist(), scores.tolist(), strict=True), 1)
     ]
     return {"segmentation": numbers.to(torch.int32), "segments_info": infos}

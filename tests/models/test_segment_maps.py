@@ -6,10 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from object_models import SpotModel
 from torch.nn.functional import interpolate
 from transformers import EomtImageProcessor, Mask2FormerImageProcessor
 
 from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
 from hf_vit_seg.models.image_processing_universal import (
     UniversalSegmentationImageProcessor,
     UniversalSegmentationImageProcessorPil,
@@ -246,3 +248,21 @@ def test_dense_heads_find_objects_themselves():
         assert len(found) == 2 and found[0]["segmentation"].shape == (10, 12)
         assert found[1]["segments_info"] == [{"id": 1, "label_id": 3, "was_fused": False, "score": 0.75}]
     assert OURS.post_process_semantic_segmentation(outputs)[0].shape == (5, 6)
+
+
+def test_stuff_of_dense_heads_is_fused():
+    """Regions of one stuff class that do not touch are one segment; objects of a class remain apart."""
+    numbers = torch.tensor([[1, 1, 0, 2], [3, 0, 4, 4]])
+    found = numbers, torch.tensor([1, 0, 1, 0]), torch.tensor([0.5, 0.6, 0.7, 0.8])
+    outputs = SimpleNamespace(segments=lambda *_, threshold: found, semantic_logits=lambda: torch.zeros(1, 2, 2, 4))
+    stuff = UniversalSegmentationImageProcessor(label_ids_to_fuse=[1])
+    result = stuff.post_process_panoptic_segmentation(outputs)[0]
+    assert result["segmentation"].tolist() == [[1, 1, 0, 2], [1, 0, 3, 3]]
+    rows = [tuple(info.values()) for info in result["segments_info"]]
+    assert [row[:3] for row in rows] == [(1, 1, True), (2, 0, False), (3, 0, False)]
+    assert [row[3] for row in rows] == pytest.approx([0.5, 0.6, 0.8])
+    assert len(stuff.post_process_instance_segmentation(outputs)[0]["segments_info"]) == 4
+    assert len(OURS.post_process_panoptic_segmentation(outputs)[0]["segments_info"]) == 4
+    segmenter = InstanceSegmenter(SpotModel(), stuff, "cpu")
+    fused, classes, scores = segmenter.segments(outputs, 0, (2, 4))
+    assert torch.equal(fused, result["segmentation"]) and classes == [1, 0, 0] and len(scores) == 3
