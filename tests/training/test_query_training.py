@@ -91,6 +91,41 @@ def test_two_processes(data, tmp_path):
     assert len(log(tmp_path / "run")) == 3
 
 
+@pytest.mark.slow
+def test_two_processes_with_other_numbers_of_objects_match_one(tmp_path, monkeypatch):
+    """Sums are divided by the objects of all processes; the images have 0 to 3."""
+    settings = object_settings(write_objects(tmp_path / "data"), "instance", "segformer")
+    settings["model"]["fields"] = FAMILIES["segformer"] | {"decode_head_dropout_prob": 0.0}
+    settings["transforms"] = [{"random_crop": {"size": [64, 64]}}]
+    recipe = write_recipe(tmp_path, settings)
+    same = ["loop.steps=1", "loop.evaluate_every=null"]
+    monkeypatch.setattr(mask_loss, "random_points", fixed_points)
+    run(recipe, tmp_path / "one", *same, "loop.batch_size=6")
+    script = tmp_path / "fixed.py"
+    script.write_text(FIXED)
+    finish(start([str(recipe), str(tmp_path / "two"), *same, "loop.batch_size=3"], processes=2, script=str(script)))
+    for key in ("loss", "grad_norm"):
+        ((_, one),), ((_, two),) = log(tmp_path / "one", key), log(tmp_path / "two", key)
+        assert two == pytest.approx(one, rel=1e-4)
+
+
+# Trains with the points of `fixed_points`.
+FIXED = """
+import sys
+from pathlib import Path
+import torch
+from hf_vit_seg.models import mask_loss
+from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
+from hf_vit_seg.training.loop.trainer import train
+from hf_vit_seg.training.recipe_loading import load_recipe
+def fixed_points(count, number, like):
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(1, number, 2, generator=generator, dtype=like.dtype).expand(count, -1, -1)
+mask_loss.random_points = fixed_points
+train(load_recipe(Path(sys.argv[1]), sys.argv[3:]), RunDirectory(Path(sys.argv[2])))
+"""
+
+
 def fixed_points(count: int, number: int, like: torch.Tensor) -> torch.Tensor:
     """The same points for every mask."""
     generator = torch.Generator().manual_seed(0)
