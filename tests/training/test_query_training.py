@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_runs import difference, finish, log, run, settings, start, weights, write_data, write_recipe
-from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
 
 from hf_vit_seg import architectures
 from hf_vit_seg.models import mask_loss
@@ -242,7 +242,7 @@ def test_more_objects_than_queries_are_reported(tmp_path, capsys):
 
 
 def test_row_of_no_object_is_preserved_for_other_classes(tmp_path):
-    """The rows of known classes and that of no object are those of the checkpoint."""
+    """The rows of known classes and that of no object are those of the checkpoint, but not its stuff."""
     data = write_objects(tmp_path / "data")
     first = object_settings(data, "panoptic", "vit")
     run(write_recipe(tmp_path, first), tmp_path / "first", "loop.steps=1", "loop.evaluate_every=null")
@@ -255,3 +255,5 @@ def test_row_of_no_object_is_preserved_for_other_classes(tmp_path):
     name = "decode_head.class_head.weight"
     assert old[name].shape[0] == 4 and new[name].shape[0] == 3
     torch.testing.assert_close(new[name], old[name][1:], rtol=0, atol=1e-6)
+    processors = [AutoImageProcessor.from_pretrained(RunDirectory(tmp_path / run).last) for run in ("first", "second")]
+    assert [processor.label_ids_to_fuse for processor in processors] == [[0], None]
