@@ -11,6 +11,7 @@ import torch
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from .bilinear import to_working_dtype
+from .distance_head import DistanceOutput
 from .errors import HfVitSegError
 from .image_processing_segmentation import (
     SemanticSegmentationImageProcessor,
@@ -43,6 +44,16 @@ def target_sizes_of(outputs: Any, target_sizes: Sizes) -> list[tuple[int, int]]:
     if len(target_sizes) != len(masks):
         raise HfVitSegError(f"target_sizes has {len(target_sizes)} entries for a batch of {len(masks)} images")
     return [(int(height), int(width)) for height, width in target_sizes]
+
+
+def with_methods(outputs: Any) -> Any:
+    """Return the outputs of a model; those of the distance head with their methods, which transformers' pipelines drop
+    when they move the tensors to the CPU.
+    """
+    maps = [getattr(outputs, name, None) for name in DistanceOutput.exported]
+    if hasattr(outputs, "segments") or any(each is None for each in maps):
+        return outputs
+    return DistanceOutput(**dict(zip(DistanceOutput.exported, maps, strict=True)))
 
 
 def has_queries(outputs: Any) -> bool:
@@ -100,7 +111,7 @@ class UniversalProcessing:
         With `return_segmentation_scores`, each result has `segmentation` and `segmentation_scores` (K, H, W).
         """
         if getattr(outputs, "logits", None) is None:
-            outputs = SimpleNamespace(logits=semantic_scores(outputs))
+            outputs = SimpleNamespace(logits=semantic_scores(with_methods(outputs)))
         parent: Any = super()
         return parent.post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
 
@@ -122,7 +133,7 @@ class UniversalProcessing:
         """
         if return_coco_annotation and return_binary_maps:
             raise HfVitSegError("set either return_coco_annotation or return_binary_maps")
-        results = []
+        outputs, results = with_methods(outputs), []
         for image, size in enumerate(target_sizes_of(outputs, target_sizes)):
             if not has_queries(outputs):
                 result = dense_segments(outputs, image, size, threshold)
@@ -156,7 +167,7 @@ class UniversalProcessing:
         class in `label_ids_to_fuse` (stuff; by default those of the processor) become one; no others are fused.
         """
         fused = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
-        results = []
+        outputs, results = with_methods(outputs), []
         for image, size in enumerate(target_sizes_of(outputs, target_sizes)):
             if not has_queries(outputs):
                 results.append(dense_segments(outputs, image, size, threshold, fused or ()))

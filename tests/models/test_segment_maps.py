@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from object_models import SpotModel
 from torch.nn.functional import interpolate
 from transformers import EomtImageProcessor, Mask2FormerImageProcessor
+from transformers.utils import ModelOutput
 
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
+from hf_vit_seg.models.distance_head import DistanceOutput
 from hf_vit_seg.models.image_processing_universal import (
     UniversalSegmentationImageProcessor,
     UniversalSegmentationImageProcessorPil,
@@ -248,6 +250,21 @@ def test_dense_heads_find_objects_themselves():
         assert len(found) == 2 and found[0]["segmentation"].shape == (10, 12)
         assert found[1]["segments_info"] == [{"id": 1, "label_id": 3, "was_fused": False, "score": 0.75}]
     assert OURS.post_process_semantic_segmentation(outputs)[0].shape == (5, 6)
+
+
+def test_outputs_of_a_pipeline_have_objects():
+    """transformers' pipelines replace the output of a model by a ModelOutput with the same tensors."""
+    logits, distances = torch.full((1, 3, 24, 30), -9.0), torch.zeros(1, 1, 24, 30)
+    logits[:, 2], logits[:, :, 5:15, 5:15] = 9, torch.tensor([-9.0, 9.0, -9.0])[:, None, None]
+    distances[..., 5:15, 5:15] = 1 - torch.linspace(-1, 1, 10).abs()
+    tensors = {"class_logits": logits, "distances": distances}
+    for subtask in ("instance", "panoptic"):
+        post_process = getattr(OURS, f"post_process_{subtask}_segmentation")
+        results = [post_process(kind(tensors))[0] for kind in (ModelOutput, lambda given: DistanceOutput(**given))]
+        assert_same(*results)
+        assert [info["label_id"] for info in results[0]["segments_info"]] == [1]
+    labels = OURS.post_process_semantic_segmentation(ModelOutput(tensors))[0]
+    assert (labels[5:15, 5:15] == 1).all()
 
 
 def test_stuff_of_dense_heads_is_fused():
