@@ -104,19 +104,19 @@ class InstanceSegmenter(ImageSegmenter):
         """
         threshold = self.threshold if threshold is None else threshold
         if getattr(outputs, "class_queries_logits", None) is None:
-            found = outputs.segments(image, size, threshold=threshold)
-            numbers, classes, scores = fuse_segments(*found, self.fused or ())
+            numbers, labels, scores = outputs.segments(image, size, threshold=threshold)
+            numbers, classes, scores = fuse_segments(numbers, labels, scores, self.fused or ())
             return numbers.to(torch.int32), classes.tolist(), scores.tolist()
         logits = outputs.class_queries_logits[image], outputs.masks_queries_logits[image]
         if self.fused is not None:
             numbers, infos = panoptic_segments(*logits, size, threshold, MASK_THRESHOLD, OVERLAP_THRESHOLD, self.fused)
             return numbers, [info["label_id"] for info in infos], [info["score"] for info in infos]
-        objects = list(objects_of_queries(*logits, size, threshold, MASK_THRESHOLD))
-        objects.sort(key=lambda each: each.score)  # drawn last, and so on top, is the best
+        found = list(objects_of_queries(*logits, size, threshold, MASK_THRESHOLD))
+        found.sort(key=lambda each: each.score)  # drawn last, and so on top, is the best
         return (
-            draw_objects(objects, size, logits[1].device),
-            [each.label_id for each in sorted(objects, key=lambda each: each.id)],
-            [each.score for each in sorted(objects, key=lambda each: each.id)],
+            draw_objects(found, size, logits[1].device),
+            [each.label_id for each in sorted(found, key=lambda each: each.id)],
+            [each.score for each in sorted(found, key=lambda each: each.id)],
         )
 
     def __call__(self, image: Any) -> Any:

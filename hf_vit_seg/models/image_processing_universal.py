@@ -199,8 +199,8 @@ def dense_segments(
 
     Segments of a class in `label_ids_to_fuse` become one.
     """
-    found = outputs.segments(image, size, threshold=threshold)
-    numbers, classes, scores = fuse_segments(*found, label_ids_to_fuse)
+    numbers, labels, scores = outputs.segments(image, size, threshold=threshold)
+    numbers, classes, scores = fuse_segments(numbers, labels, scores, label_ids_to_fuse)
     infos = [
         {"id": number, "label_id": label, "was_fused": label in label_ids_to_fuse, "score": round(score, 6)}
         for number, (label, score) in enumerate(zip(classes.tolist(), scores.tolist(), strict=True), 1)
