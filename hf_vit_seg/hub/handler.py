@@ -214,7 +214,7 @@ def check_outputs(outputs: Mapping[str, Any]) -> None:
 
 
 def class_probabilities(outputs: Any, classes: int) -> torch.Tensor:
-    """Return the probabilities of the classes (K, h, w); of models with queries, the share of their scores."""
+    """Return the probabilities of the classes (K, h, w); of queries with several classes, the shares of the scores."""
     if getattr(outputs, "logits", None) is not None:
         logits = outputs.logits[0].float()
         return logits.sigmoid() if classes == 1 else logits.softmax(0)
@@ -222,7 +222,7 @@ def class_probabilities(outputs: Any, classes: int) -> torch.Tensor:
         return outputs.class_logits[0].float().softmax(0)[:-1]
     scores = outputs.class_queries_logits[0].float().softmax(-1)[:, :-1]  # (queries, K), without "no object"
     summed = torch.einsum("qk,qhw->khw", scores, outputs.masks_queries_logits[0].float().sigmoid())
-    return summed / summed.sum(0, keepdim=True).clamp(min=1e-6)
+    return summed.clamp(max=1) if classes == 1 else summed / summed.sum(0, keepdim=True).clamp(min=1e-6)
 
 
 def segment(index: int, label: str, mask: torch.Tensor, score: float) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from hf_vit_seg.data.images.files import MAX_PIXELS
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since
 from hf_vit_seg.inference.dense.protocols import PredictionError, Protocol
 from hf_vit_seg.inference.image_inputs import load_image
-from hf_vit_seg.models.segment_maps import draw_objects, objects_of_queries, panoptic_segments
+from hf_vit_seg.models.segment_maps import draw_objects, fuse_segments, objects_of_queries, panoptic_segments
 
 from .image_segmenter import ImageSegmenter, load_model_or_program
 from .loading import check_options, check_outputs
@@ -104,7 +104,8 @@ class InstanceSegmenter(ImageSegmenter):
         """
         threshold = self.threshold if threshold is None else threshold
         if getattr(outputs, "class_queries_logits", None) is None:
-            numbers, classes, scores = outputs.segments(image, size, threshold=threshold)
+            numbers, labels, scores = outputs.segments(image, size, threshold=threshold)
+            numbers, classes, scores = fuse_segments(numbers, labels, scores, self.fused or ())
             return numbers.to(torch.int32), classes.tolist(), scores.tolist()
         logits = outputs.class_queries_logits[image], outputs.masks_queries_logits[image]
         if self.fused is not None:

@@ -11,13 +11,14 @@ import torch
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from .bilinear import to_working_dtype
+from .distance_head import DistanceOutput
 from .errors import HfVitSegError
 from .image_processing_segmentation import (
     SemanticSegmentationImageProcessor,
     SemanticSegmentationImageProcessorPil,
     SemanticSegmentationKwargs,
 )
-from .segment_maps import ObjectMask, draw_objects, objects_of_queries, panoptic_segments
+from .segment_maps import ObjectMask, draw_objects, fuse_segments, objects_of_queries, panoptic_segments
 
 Sizes = Sequence[tuple[int, int]] | torch.Tensor | None
 
@@ -45,6 +46,16 @@ def target_sizes_of(outputs: Any, target_sizes: Sizes) -> list[tuple[int, int]]:
     return [(int(height), int(width)) for height, width in target_sizes]
 
 
+def with_methods(outputs: Any) -> Any:
+    """Return the outputs of a model; those of the distance head with their methods, which transformers' pipelines drop
+    when they move the tensors to the CPU.
+    """
+    maps = [getattr(outputs, name, None) for name in DistanceOutput.exported]
+    if hasattr(outputs, "segments") or any(each is None for each in maps):
+        return outputs
+    return DistanceOutput(**dict(zip(DistanceOutput.exported, maps, strict=True)))
+
+
 def has_queries(outputs: Any) -> bool:
     """Return whether a model's outputs have class and mask logits of queries. HfVitSegError if they have no objects at
     all.
@@ -60,11 +71,16 @@ def has_queries(outputs: Any) -> bool:
 
 
 def semantic_scores(outputs: Any) -> torch.Tensor:
-    """Return the scores of the classes at each pixel (B, K, h, w): sum over queries of class times mask probability."""
+    """Return the scores of the classes at each pixel (B, K, h, w): sum over queries of class times mask probability.
+
+    With one class, they are the logits of this sum, which are compared with 0.
+    """
     if not has_queries(outputs):
         return outputs.semantic_logits()
     classes = to_working_dtype(outputs.class_queries_logits).softmax(-1)[..., :-1]
-    return torch.einsum("bqk,bqhw->bkhw", classes, to_working_dtype(outputs.masks_queries_logits).sigmoid())
+    masks = to_working_dtype(outputs.masks_queries_logits).sigmoid()
+    scores = torch.einsum("bqk,bqhw->bkhw", classes, masks)
+    return scores.logit(eps=torch.finfo(scores.dtype).eps) if scores.shape[1] == 1 else scores
 
 
 def binary_mask_to_rle(mask: torch.Tensor) -> list[int]:
@@ -95,7 +111,7 @@ class UniversalProcessing:
         With `return_segmentation_scores`, each result has `segmentation` and `segmentation_scores` (K, H, W).
         """
         if getattr(outputs, "logits", None) is None:
-            outputs = SimpleNamespace(logits=semantic_scores(outputs))
+            outputs = SimpleNamespace(logits=semantic_scores(with_methods(outputs)))
         parent: Any = super()
         return parent.post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
 
@@ -117,7 +133,7 @@ class UniversalProcessing:
         """
         if return_coco_annotation and return_binary_maps:
             raise HfVitSegError("set either return_coco_annotation or return_binary_maps")
-        results = []
+        outputs, results = with_methods(outputs), []
         for image, size in enumerate(target_sizes_of(outputs, target_sizes)):
             if not has_queries(outputs):
                 result = dense_segments(outputs, image, size, threshold)
@@ -151,10 +167,10 @@ class UniversalProcessing:
         class in `label_ids_to_fuse` (stuff; by default those of the processor) become one; no others are fused.
         """
         fused = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
-        results = []
+        outputs, results = with_methods(outputs), []
         for image, size in enumerate(target_sizes_of(outputs, target_sizes)):
             if not has_queries(outputs):
-                results.append(dense_segments(outputs, image, size, threshold))
+                results.append(dense_segments(outputs, image, size, threshold, fused or ()))
                 continue
             segmentation, infos = panoptic_segments(
                 outputs.class_queries_logits[image],
@@ -176,11 +192,17 @@ def full_mask(found: ObjectMask, size: tuple[int, int]) -> torch.Tensor:
     return mask
 
 
-def dense_segments(outputs: Any, image: int, size: tuple[int, int], threshold: float) -> dict[str, Any]:
-    """Return the objects of an image from the outputs of a head without queries, which finds them itself."""
-    numbers, classes, scores = outputs.segments(image, size, threshold=threshold)
+def dense_segments(
+    outputs: Any, image: int, size: tuple[int, int], threshold: float, label_ids_to_fuse: Collection[int] = ()
+) -> dict[str, Any]:
+    """Return the segments of an image from the outputs of a head without queries, which finds objects itself.
+
+    Segments of a class in `label_ids_to_fuse` become one.
+    """
+    numbers, labels, scores = outputs.segments(image, size, threshold=threshold)
+    numbers, classes, scores = fuse_segments(numbers, labels, scores, label_ids_to_fuse)
     infos = [
-        {"id": number, "label_id": label, "was_fused": False, "score": round(score, 6)}
+        {"id": number, "label_id": label, "was_fused": label in label_ids_to_fuse, "score": round(score, 6)}
         for number, (label, score) in enumerate(zip(classes.tolist(), scores.tolist(), strict=True), 1)
     ]
     return {"segmentation": numbers.to(torch.int32), "segments_info": infos}

@@ -247,4 +247,23 @@ def panoptic_segments(
     return numbers.to(found.queries.device)[found.queries.long()], infos
 
 
-__all__ = ["ObjectMask", "draw_objects", "objects_of_queries", "panoptic_segments"]
+def fuse_segments(
+    numbers: torch.Tensor, labels: torch.Tensor, scores: torch.Tensor, label_ids_to_fuse: Collection[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Join the segments of each class in `label_ids_to_fuse`, with the score of the first, and renumber all.
+
+    `numbers` are (H, W) from 1, 0 for none; labels and scores are (n,).
+    """
+    table, kept, fused = [0], list[int](), dict[int, int]()
+    for index, label in enumerate(labels.tolist()):
+        number = fused.get(label, len(kept) + 1)
+        if number > len(kept):
+            kept.append(index)
+            if label in label_ids_to_fuse:
+                fused[label] = number
+        table.append(number)
+    lookup = torch.tensor(table, dtype=numbers.dtype, device=numbers.device)
+    return lookup[numbers.long()], labels[kept], scores[kept]
+
+
+__all__ = ["ObjectMask", "draw_objects", "fuse_segments", "objects_of_queries", "panoptic_segments"]

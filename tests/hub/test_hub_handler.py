@@ -8,6 +8,7 @@ import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 from hf_vit_seg import Classifier, Segmenter
 from hf_vit_seg.cli import app
 from hf_vit_seg.hub import Target, push
+from hf_vit_seg.hub.handler import class_probabilities
 from hf_vit_seg.hub.model_directory import model_directory
 from hf_vit_seg.hub.push import HANDLER
 from hf_vit_seg.hub.push import contents as pushed_files
@@ -157,6 +159,14 @@ def test_models_that_find_objects(tmp_path, subtask):
         process = getattr(serve.processor, f"post_process_{subtask}_segmentation")
         (found,) = process(outputs, threshold=0.0, target_sizes=[SIZE])
         assert len(found["segments_info"]) == len(answer)
+
+
+def test_probability_of_a_single_class_of_queries():
+    """It is the score, not its share in the scores of all classes, which is 1."""
+    outputs = SimpleNamespace(
+        class_queries_logits=torch.tensor([[[9.0, -9.0]]]), masks_queries_logits=torch.tensor([[[[9.0, 0.0, -9.0]]]])
+    )
+    assert class_probabilities(outputs, 1)[0, 0].tolist() == pytest.approx([1, 0.5, 0], abs=1e-3)
 
 
 def test_classification(tmp_path):

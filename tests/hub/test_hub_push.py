@@ -45,7 +45,7 @@ def reference_output(place: str | Path, auto: str, image: Path, **options) -> np
     model = getattr(transformers, auto).from_pretrained(place, **options).eval()
     with torch.no_grad():
         outputs = model(**processor(Image.open(image), return_tensors="pt"))
-    for kind in ("logits", "heatmaps", "last_hidden_state", "masks_queries_logits"):
+    for kind in ("logits", "heatmaps", "last_hidden_state", "masks_queries_logits", "distances"):
         if kind in outputs:
             return outputs[kind].numpy()
     return outputs.feature_maps[-1].numpy()
@@ -105,20 +105,27 @@ def test_pushed_model_loads_without_the_package(hub, plugin, image, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("auto", ["AutoModelForUniversalSegmentation", "AutoModelForSemanticSegmentation"])
-def test_pipeline_of_models_for_objects_without_the_package(hub, image, tmp_path, auto):
+@pytest.mark.parametrize(
+    ("name", "head", "auto"),
+    [
+        ("vit", "query", "AutoModelForUniversalSegmentation"),
+        ("vit", "query", "AutoModelForSemanticSegmentation"),
+        ("segformer", "distance", "AutoModelForUniversalSegmentation"),
+    ],
+)
+def test_pipeline_of_models_for_objects_without_the_package(hub, image, tmp_path, name, head, auto):
     """The subtasks of a pushed model of objects, and of its semantic variant, whose classes are in one file."""
-    universal = save_object_model(tmp_path / "model")
+    universal = save_object_model(tmp_path / "model", name, decode_head=head)
     folder = tmp_path / auto
     model = getattr(transformers, auto).from_pretrained(universal)
     model.save_pretrained(folder)
-    processors = architectures()["vit"].processor_classes("instance" if "Universal" in auto else None)
+    processors = architectures()[name].processor_classes("instance" if "Universal" in auto else None)
     processors["torchvision"](size={"height": 64, "width": 64}).save_pretrained(folder)
     saved = json.loads((folder / "config.json").read_text())["auto_map"]
     push(folder, Target("me/objects"))
     assert json.loads(contents(hub, "me/objects")["config.json"])["auto_map"].items() >= saved.items()
     own = type(model).__name__
-    assert saved["AutoModelForImageSegmentation"] == f"modeling_vit_universal.{own}"
+    assert saved["AutoModelForImageSegmentation"] == f"modeling_{name}_universal.{own}"
     np.save(tmp_path / "wanted.npy", reference_output("me/objects", auto, image))
     subtasks = ["panoptic", "instance", "semantic"] if "Universal" in auto else ["semantic"]
     case = {"model": "me/objects", "auto": auto, "image": str(image), "wanted": str(tmp_path / "wanted.npy")}

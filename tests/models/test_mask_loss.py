@@ -202,6 +202,18 @@ def test_more_objects_than_queries_matches_every_query():
     assert loss([prediction()], masks, classes).isfinite()
 
 
+@pytest.mark.parametrize(("others", "factor"), [(5, 3 / 4), (0, 3 / 1.5)])
+def test_masks_are_divided_by_the_mean_number_of_objects_of_all_processes(others, factor, monkeypatch):
+    """With 3 objects here and `others` on a second process; gradients are then averaged over the processes."""
+    masks, classes = targets(2, 0, 1)
+    settings = SimpleNamespace(**vars(SETTINGS) | {"class_weight": 0.0})
+    alone = loss([prediction()], masks, classes, settings=settings)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda objects: objects.add_(others))
+    torch.testing.assert_close(loss([prediction()], masks, classes, settings=settings), alone * factor)
+
+
 def test_sampled_masks_equal_grid_sample():
     masks = targets(5)[0][0]
     points = torch.rand(5, 60, 2, dtype=torch.float64) * 1.02 - 0.01  # some outside

@@ -6,14 +6,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from object_models import SpotModel
 from torch.nn.functional import interpolate
 from transformers import EomtImageProcessor, Mask2FormerImageProcessor
+from transformers.utils import ModelOutput
 
 from hf_vit_seg.errors import HfVitSegError
+from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
+from hf_vit_seg.models.distance_head import DistanceOutput
 from hf_vit_seg.models.image_processing_universal import (
     UniversalSegmentationImageProcessor,
     UniversalSegmentationImageProcessorPil,
 )
+from hf_vit_seg.models.mask_classification import semantic_logits
 from hf_vit_seg.models.segment_maps import needed_queries
 
 GRID = (24, 40)
@@ -96,6 +101,16 @@ def test_semantic_equals_eomt(seed, size):
         assert ours.dtype == torch.int64 and (ours != theirs).sum() <= 2
     scores = OURS.post_process_semantic_segmentation(outputs, [size] * 2, return_segmentation_scores=True)
     assert torch.equal(scores[0].segmentation, found[0]) and scores[0].segmentation_scores.shape == (5, *size)
+
+
+def test_semantic_results_of_one_class():
+    """As those of the semantic model: 1 where the probability exceeds one half."""
+    outputs = random_outputs(0, classes=1)
+    found = OURS.post_process_semantic_segmentation(outputs)
+    logits = semantic_logits(outputs.class_queries_logits, outputs.masks_queries_logits)
+    expected = OURS.post_process_semantic_segmentation(SimpleNamespace(logits=logits))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs) and ours.unique().tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -235,3 +250,36 @@ def test_dense_heads_find_objects_themselves():
         assert len(found) == 2 and found[0]["segmentation"].shape == (10, 12)
         assert found[1]["segments_info"] == [{"id": 1, "label_id": 3, "was_fused": False, "score": 0.75}]
     assert OURS.post_process_semantic_segmentation(outputs)[0].shape == (5, 6)
+
+
+def test_outputs_of_a_pipeline_have_objects():
+    """transformers' pipelines replace the output of a model by a ModelOutput with the same tensors."""
+    logits, distances = torch.full((1, 3, 24, 30), -9.0), torch.zeros(1, 1, 24, 30)
+    logits[:, 2], logits[:, :, 5:15, 5:15] = 9, torch.tensor([-9.0, 9.0, -9.0])[:, None, None]
+    distances[..., 5:15, 5:15] = 1 - torch.linspace(-1, 1, 10).abs()
+    tensors = {"class_logits": logits, "distances": distances}
+    for subtask in ("instance", "panoptic"):
+        post_process = getattr(OURS, f"post_process_{subtask}_segmentation")
+        results = [post_process(kind(tensors))[0] for kind in (ModelOutput, lambda given: DistanceOutput(**given))]
+        assert_same(*results)
+        assert [info["label_id"] for info in results[0]["segments_info"]] == [1]
+    labels = OURS.post_process_semantic_segmentation(ModelOutput(tensors))[0]
+    assert (labels[5:15, 5:15] == 1).all()
+
+
+def test_stuff_of_dense_heads_is_fused():
+    """Regions of one stuff class that do not touch are one segment; objects of a class remain apart."""
+    numbers = torch.tensor([[1, 1, 0, 2], [3, 0, 4, 4]])
+    found = numbers, torch.tensor([1, 0, 1, 0]), torch.tensor([0.5, 0.6, 0.7, 0.8])
+    outputs = SimpleNamespace(segments=lambda *_, threshold: found, semantic_logits=lambda: torch.zeros(1, 2, 2, 4))
+    stuff = UniversalSegmentationImageProcessor(label_ids_to_fuse=[1])
+    result = stuff.post_process_panoptic_segmentation(outputs)[0]
+    assert result["segmentation"].tolist() == [[1, 1, 0, 2], [1, 0, 3, 3]]
+    rows = [tuple(info.values()) for info in result["segments_info"]]
+    assert [row[:3] for row in rows] == [(1, 1, True), (2, 0, False), (3, 0, False)]
+    assert [row[3] for row in rows] == pytest.approx([0.5, 0.6, 0.8])
+    assert len(stuff.post_process_instance_segmentation(outputs)[0]["segments_info"]) == 4
+    assert len(OURS.post_process_panoptic_segmentation(outputs)[0]["segments_info"]) == 4
+    segmenter = InstanceSegmenter(SpotModel(), stuff, "cpu")
+    fused, classes, scores = segmenter.segments(outputs, 0, (2, 4))
+    assert torch.equal(fused, result["segmentation"]) and classes == [1, 0, 0] and len(scores) == 3

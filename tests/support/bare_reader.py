@@ -20,7 +20,7 @@ from PIL import Image
 def outputs(model, inputs):
     with torch.no_grad():
         found = model.eval()(**inputs)
-    for name in ("logits", "heatmaps", "last_hidden_state", "masks_queries_logits"):
+    for name in ("logits", "heatmaps", "last_hidden_state", "masks_queries_logits", "distances"):
         if name in found:
             return found[name].numpy()
     return found.feature_maps[-1].numpy()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_runs import difference, finish, log, run, settings, start, weights, write_data, write_recipe
-from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
 
 from hf_vit_seg import architectures
 from hf_vit_seg.models import mask_loss
@@ -89,6 +89,41 @@ def test_two_processes(data, tmp_path):
     recipe = write_recipe(tmp_path, query_settings(data, "vit"))
     finish(start([str(recipe), "--out", str(tmp_path / "run"), "loop.steps=3"], processes=2))
     assert len(log(tmp_path / "run")) == 3
+
+
+@pytest.mark.slow
+def test_two_processes_with_other_numbers_of_objects_match_one(tmp_path, monkeypatch):
+    """Sums are divided by the objects of all processes; the images have 0 to 3."""
+    settings = object_settings(write_objects(tmp_path / "data"), "instance", "segformer")
+    settings["model"]["fields"] = FAMILIES["segformer"] | {"decode_head_dropout_prob": 0.0}
+    settings["transforms"] = [{"random_crop": {"size": [64, 64]}}]
+    recipe = write_recipe(tmp_path, settings)
+    same = ["loop.steps=1", "loop.evaluate_every=null"]
+    monkeypatch.setattr(mask_loss, "random_points", fixed_points)
+    run(recipe, tmp_path / "one", *same, "loop.batch_size=6")
+    script = tmp_path / "fixed.py"
+    script.write_text(FIXED)
+    finish(start([str(recipe), str(tmp_path / "two"), *same, "loop.batch_size=3"], processes=2, script=str(script)))
+    for key in ("loss", "grad_norm"):
+        ((_, one),), ((_, two),) = log(tmp_path / "one", key), log(tmp_path / "two", key)
+        assert two == pytest.approx(one, rel=1e-4)
+
+
+# Trains with the points of `fixed_points`.
+FIXED = """
+import sys
+from pathlib import Path
+import torch
+from hf_vit_seg.models import mask_loss
+from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
+from hf_vit_seg.training.loop.trainer import train
+from hf_vit_seg.training.recipe_loading import load_recipe
+def fixed_points(count, number, like):
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(1, number, 2, generator=generator, dtype=like.dtype).expand(count, -1, -1)
+mask_loss.random_points = fixed_points
+train(load_recipe(Path(sys.argv[1]), sys.argv[3:]), RunDirectory(Path(sys.argv[2])))
+"""
 
 
 def fixed_points(count: int, number: int, like: torch.Tensor) -> torch.Tensor:
@@ -207,7 +242,7 @@ def test_more_objects_than_queries_are_reported(tmp_path, capsys):
 
 
 def test_row_of_no_object_is_preserved_for_other_classes(tmp_path):
-    """The rows of known classes and that of no object are those of the checkpoint."""
+    """The rows of known classes and that of no object are those of the checkpoint, but not its stuff."""
     data = write_objects(tmp_path / "data")
     first = object_settings(data, "panoptic", "vit")
     run(write_recipe(tmp_path, first), tmp_path / "first", "loop.steps=1", "loop.evaluate_every=null")
@@ -220,3 +255,5 @@ def test_row_of_no_object_is_preserved_for_other_classes(tmp_path):
     name = "decode_head.class_head.weight"
     assert old[name].shape[0] == 4 and new[name].shape[0] == 3
     torch.testing.assert_close(new[name], old[name][1:], rtol=0, atol=1e-6)
+    processors = [AutoImageProcessor.from_pretrained(RunDirectory(tmp_path / run).last) for run in ("first", "second")]
+    assert [processor.label_ids_to_fuse for processor in processors] == [[0], None]

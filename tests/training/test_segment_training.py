@@ -180,6 +180,13 @@ def test_pipeline_of_transformers(runs, subtask):
     assert all((row["score"] is None) == (subtask == "semantic") for row in found)
 
 
+@pytest.mark.parametrize("subtask", ["semantic", "instance", "panoptic"])
+def test_pipeline_of_a_distance_head(distance_run, subtask):
+    segment = pipeline("image-segmentation", model=str(distance_run / "best"), device="cpu")
+    found = segment(Image.new("RGB", (SIZE, 30)), subtask=subtask, threshold=0.0)
+    assert all(row["mask"].size == (SIZE, 30) and row["label"] in ("disc", "bar") for row in found)
+
+
 @pytest.mark.parametrize("task", CLASSES)
 def test_evaluation_does_not_depend_on_the_batch_size(runs, data, task):
     model, processor = load_for_inference(str(runs[task] / "best"), task)

@@ -125,6 +125,7 @@ def keep_segments(segments: Segments, kept: torch.Tensor) -> Segments:
 
 
 __all__ = [
+    "PANOPTIC",
     "SEGMENT_TASKS",
     "apply_classes",
     "count_objects",

@@ -24,6 +24,7 @@ from hf_vit_seg.data.checks.check import require_valid_data
 from hf_vit_seg.data.checks.report import SplitFacts
 from hf_vit_seg.data.collation import Collator
 from hf_vit_seg.data.datasets import RawDataset, Split, TrainingDataset, open_split
+from hf_vit_seg.data.labels.segment_classes import PANOPTIC, SEGMENT_TASKS
 from hf_vit_seg.data.sample_weights import rare_class_weights, read_weights
 from hf_vit_seg.data.statistics import compute_statistics
 from hf_vit_seg.data.stream import Draw, StreamSampler
@@ -299,8 +300,9 @@ def build(recipe: Recipe, accelerator: Accelerator, data: Data) -> BuiltModel:
         white = recipe_white(recipe)
         statistics = on_main_process(accelerator, lambda: compute_statistics(map(data.train.read, images), white))
     built = build_model(recipe, table.names, table.ignore_index, recipe.data.channels, table.palette, statistics)
-    if recipe.task == "panoptic":
-        built.processor.label_ids_to_fuse = sorted(table.stuff)  # pyright: ignore[reportAttributeAccessIssue]
+    if recipe.task in SEGMENT_TASKS:  # also replaces the classes of the initial model
+        fused = sorted(table.stuff) if recipe.task == PANOPTIC else None
+        built.processor.label_ids_to_fuse = fused  # pyright: ignore[reportAttributeAccessIssue]
     if recipe.task == "classification":
         built.model.config.problem_type = MULTI_LABEL if recipe.data.multi_label else SINGLE_LABEL
     return built
