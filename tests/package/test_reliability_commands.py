@@ -150,10 +150,3 @@ def test_long_runs(tmp_path):
 def test_missing_added_and_different_files_are_named():
     found, expected = {"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "x", "d": "4"}
     assert kills.different_files(found, expected) == ("b", "c", "d")
-
-
-@pytest.mark.slow
-def test_killed_runs_lose_nothing(tmp_path):
-    runs = kills.run(tmp_path, kills=3)
-    assert [(run.kills, run.differences) for run in runs] == [(3, ()), (3, ())]
-    assert all(run.commands > 1 for run in runs[1:])

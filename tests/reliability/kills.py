@@ -131,7 +131,8 @@ def kill_training(folder: Path, kills: int) -> KilledRun:
     """Kill a training that writes a checkpoint after each step."""
     moments, out = random.Random(0), folder / "out"
     recipe = settings(write_data(folder / "data"))
-    recipe["loop"] |= {"steps": 2 * kills, "evaluate_every": 2 * kills, "checkpoint_every": 1}
+    steps = 10 * kills  # several between two kills
+    recipe["loop"] |= {"steps": steps, "evaluate_every": steps, "checkpoint_every": 1}
     arguments = [*COMMAND, "train", str(write_recipe(folder, recipe)), "-o"]
     subprocess.run([*arguments, str(folder / "whole")], check=True, capture_output=True)
     done, commands, process = 0, 1, start([*arguments, str(out)])
