@@ -149,4 +149,4 @@ def test_long_runs(tmp_path):
 
 def test_missing_added_and_different_files_are_named():
     found, expected = {"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "x", "d": "4"}
-    assert kills.different_files(found, expected) == ("b", "c", "d")
+    assert kills.differing_names(found, expected) == ("b", "c", "d")

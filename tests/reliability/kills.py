@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import eq
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -74,9 +76,13 @@ def wait_for_change(count: Callable[[], int], process: psutil.Popen) -> bool:
     return process.poll() is None
 
 
-def different_files(found: dict[str, str], expected: dict[str, str]) -> tuple[str, ...]:
-    """Return the names of files that are missing, added or different."""
-    return tuple(sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)))
+def differing_names(
+    found: Mapping[str, Any], expected: Mapping[str, Any], equal: Callable[[Any, Any], bool] = eq
+) -> tuple[str, ...]:
+    """Return the names of files or tensors that are missing, added or different."""
+    names = sorted(found.keys() | expected.keys())
+    common = found.keys() & expected.keys()
+    return tuple(name for name in names if name not in common or not equal(found[name], expected[name]))
 
 
 def kill_workers(folder: Path, kills: int) -> KilledRun:
@@ -106,7 +112,7 @@ def kill_workers(folder: Path, kills: int) -> KilledRun:
             else:
                 workers[done % len(workers)].kill()
             done += 1
-        differences += different_files(results(out), expected)
+        differences += differing_names(results(out), expected)
         differences += [str(path) for path in out.rglob(".tmp-*")]
     return KilledRun("`predict` by shards, workers", done, commands, tuple(differences))
 
@@ -145,11 +151,7 @@ def kill_training(folder: Path, kills: int) -> KilledRun:
     if process.wait() != 0:
         raise RuntimeError(f"the training ended with exit code {process.returncode}")
     found, expected = (load_file(each / "last" / "model.safetensors") for each in (out, folder / "whole"))
-    differences = tuple(
-        name
-        for name in sorted(found.keys() | expected.keys())
-        if name not in found or name not in expected or not torch.equal(found[name], expected[name])
-    )
+    differences = differing_names(found, expected, torch.equal)
     return KilledRun("`train`, a checkpoint after each step", done, commands, differences)
 
 

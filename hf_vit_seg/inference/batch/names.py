@@ -11,7 +11,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-RESERVED = (".overlay", ".scores", ".entropy", ".coco")  # with ".png" or ".json", names of other results
+from hf_vit_seg.inference.files.prediction import ENTROPY, OVERLAY, SCORES
+from hf_vit_seg.inference.files.results import COCO
+
+# The results of `cat.overlay.jpg` would have the name of another result of `cat.jpg`.
+RESERVED = tuple(suffix.rpartition(".")[0] for suffix in (OVERLAY, SCORES, ENTROPY, COCO))
 FOLDER_LIMIT = 10_000  # images of one folder, above which their results are divided among subfolders
 DIGITS, ALL_DIGITS = 8, 64  # of a digest in a name
 

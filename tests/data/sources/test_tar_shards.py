@@ -67,7 +67,7 @@ def test_masks_and_extensions(tmp_path):
     for index in (1, 0):
         sample = source.read(index)
         assert sample.image.unique().tolist() == sample.target.unique().tolist() == [index]
-        assert source.files(index) == () and len(source.read(index).encoded) == 2
+        assert source.files(index) == () and len(sample.encoded) == 2
     other = write_tar(tmp_path / "y.tar", {"0.jpg": photo(3), "0.png": mask(2)})
     assert open_tar(other, mask=".png").read(0).target.unique().tolist() == [2]
     assert open_tar(other, image="png", mask="jpg").read(0).image.unique().tolist() == [2]
