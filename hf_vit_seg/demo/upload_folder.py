@@ -34,26 +34,28 @@ class FolderFullError(HfVitSegError):
 
 
 def private_folder() -> Path:
-    """Create the folder, tell gradio of it by its environment variable, and return it.
+    """Create a folder for this process, tell gradio of it by its environment variable, and return it.
 
-    It is `hf_vit_seg_demo` below GRADIO_TEMP_DIR, or one for this user in the directory for temporary files. If that
-    belongs to another user, or is a file or a link, a new folder is created beside it.
+    It is in `hf_vit_seg_demo` below GRADIO_TEMP_DIR, or in one for this user in the directory for temporary files. If
+    that belongs to another user, or is a file or a link, a new folder is created beside it. Servers do not share a
+    folder: gradio names the place of an upload by its content, and deletes its uploads when a server is closed.
     """
     given = os.environ.get(VARIABLE)
-    if given and Path(given).name.startswith(FOLDER):
-        folder = Path(given)
-    elif given:
-        folder = Path(given) / FOLDER
+    if given and Path(given).parent.name.startswith(FOLDER) and Path(given).is_dir() and make_private(Path(given)):
+        return Path(given)
+    if given:
+        parent = Path(given) / FOLDER
     else:
         owner = f"_{os.getuid()}" if hasattr(os, "getuid") else ""
-        folder = Path(tempfile.gettempdir()) / f"{FOLDER}{owner}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+        parent = Path(tempfile.gettempdir()) / f"{FOLDER}{owner}"
+    parent.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):  # a file or a broken link, see below
-        folder.mkdir(mode=0o700, exist_ok=True)
-    if not make_private(folder):
-        folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}_"))
-    os.environ[VARIABLE] = str(folder.resolve())
-    return folder.resolve()
+        parent.mkdir(mode=0o700, exist_ok=True)
+    if not make_private(parent):
+        parent = Path(tempfile.mkdtemp(prefix=f"{FOLDER}_"))
+    folder = Path(tempfile.mkdtemp(dir=parent)).resolve()
+    os.environ[VARIABLE] = str(folder)
+    return folder
 
 
 def make_private(folder: Path) -> bool:
@@ -81,18 +83,19 @@ def bytes_used(folder: Path) -> int:
     return sum(status.st_size for _, status in entries(folder) if stat.S_ISREG(status.st_mode))
 
 
-def sweep(folder: Path, kept: Iterable[str] = ()) -> None:
+def sweep(parent: Path, kept: Iterable[str] = ()) -> None:
     """Delete files older than `SECONDS_KEPT`, and stalled uploads; the modification time of `kept` files is renewed.
 
-    gradio writes an upload into the folder itself, and moves it to a new folder when it is complete.
+    `parent` has a folder for each server. gradio writes an upload into the folder itself, and moves it to a new folder
+    in it when it is complete.
     """
     for path in kept:
         if os.path.exists(path):
             os.utime(path)
     now = time.time()
-    for path, status in entries(folder):
+    for path, status in entries(parent):
         is_folder = stat.S_ISDIR(status.st_mode)
-        limit = SECONDS_STALLED if path.parent == folder and not is_folder else SECONDS_KEPT
+        limit = SECONDS_STALLED if path.parent.parent == parent and not is_folder else SECONDS_KEPT
         if now - status.st_mtime < limit:
             continue
         try:
@@ -102,13 +105,15 @@ def sweep(folder: Path, kept: Iterable[str] = ()) -> None:
 
 
 def sweep_regularly(folder: Path, kept: Callable[[], Iterable[str]], stop: threading.Event) -> threading.Thread:
-    """Sweep now, and from time to time until `stop` is set."""
+    """Sweep the folders of all servers now, and from time to time until `stop` is set."""
 
     def loop() -> None:
         while not stop.wait(SECONDS_BETWEEN):
-            sweep(folder, kept())
+            with suppress(OSError):
+                os.utime(folder)  # it may be empty for long
+            sweep(folder.parent, kept())
 
-    sweep(folder, kept())
+    sweep(folder.parent, kept())
     thread = threading.Thread(target=loop, name="upload folder", daemon=True)
     thread.start()
     return thread

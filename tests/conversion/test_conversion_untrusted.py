@@ -4,7 +4,6 @@ import io
 import json
 import os
 import struct
-import subprocess
 import sys
 import tracemalloc
 import zipfile
@@ -19,6 +18,7 @@ from conversion_references import assert_refused, nvlabs_state, transformers_mod
 from hf_vit_seg.conversion.convert import ConversionError, convert
 from hf_vit_seg.conversion.settings.labels import MAX_CLASSES, resolve
 from hf_vit_seg.conversion.settings.preprocessing import check_channels, check_processor
+from memory_use import output_of
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -89,28 +89,24 @@ def test_declared_sizes_are_rejected(tmp_path: Path, case: str) -> None:
 
 
 MEMORY = r"""
-import re, sys
+import sys
 from pathlib import Path
 from hf_vit_seg.conversion.convert import ConversionError, convert
-
-def kilobytes(what):
-    return int(re.search(what + r":\s+(\d+)", Path("/proc/self/status").read_text())[1])
+from memory_use import peak, reset_peak
 
 for path in [sys.argv[2], *sys.argv[2:]]:  # the first twice: the first call imports modules
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-    before = kilobytes("VmRSS")
+    before = reset_peak()
     try:
         convert(Path(path), Path(sys.argv[1]))
         print(path, "converted")
     except ConversionError as error:
-        print((kilobytes("VmHWM") - before) // 1024, error)
+        print((peak() - before) // 2**20, error)
 """
 
 
 def memory_of_refusals(out: Path, paths: list[Path]) -> list[tuple[int, str]]:
     """Convert checkpoints in another process: the memory of each conversion in MiB, and its error."""
-    command = [sys.executable, "-c", MEMORY, str(out), *map(str, paths)]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[1:]
+    lines = output_of(MEMORY, out, *paths).splitlines()[1:]
     return [(int(line.partition(" ")[0]), line.partition(" ")[2]) for line in lines]
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from demo_server import SERVER
+from memory_use import output_of
 from PIL import Image
 from transformers import AutoModelForImageClassification, AutoModelForPoseEstimation
 
@@ -378,7 +378,7 @@ def test_old_and_interrupted_uploads_are_deleted(server):
             assert time.monotonic() < deadline
             time.sleep(0.02)
     (partial,) = left
-    upload_folder.sweep(server.folder)
+    upload_folder.sweep(server.folder.parent)
     assert partial.exists()
     kept = server.folder / ("a" * 64) / "example.png"
     old = server.folder / ("b" * 64) / "old.png"
@@ -390,7 +390,7 @@ def test_old_and_interrupted_uploads_are_deleted(server):
         *((p, upload_folder.SECONDS_KEPT) for p in (kept, old)),
     ):
         os.utime(path, (time.time() - age - 1,) * 2)
-    upload_folder.sweep(server.folder, [str(kept)])
+    upload_folder.sweep(server.folder.parent, [str(kept)])
     assert kept.exists() and not old.exists() and not partial.exists()
 
 
@@ -407,7 +407,8 @@ def test_a_file_in_place_of_the_upload_folder_is_passed_by(tmp_path, monkeypatch
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     monkeypatch.setattr(upload_folder.tempfile, "tempdir", str(tmp_path))
     folder = upload_folder.private_folder()
-    assert folder.is_dir() and folder.parent == tmp_path and folder.name.startswith(f"{upload_folder.FOLDER}_")
+    assert folder.is_dir() and folder.parent.parent == tmp_path
+    assert folder.parent.name.startswith(f"{upload_folder.FOLDER}_")
 
 
 def test_forward_passes_of_visitors_alternate():
@@ -443,12 +444,30 @@ def test_waiting_for_the_model_has_a_time_limit():
 def test_upload_folder_is_private(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     folder = upload_folder.private_folder()
-    assert folder.stat().st_mode & 0o777 == 0o700 and folder.parent == tmp_path
+    parent = tmp_path / upload_folder.FOLDER
+    assert folder.parent == parent and all(place.stat().st_mode & 0o777 == 0o700 for place in (folder, parent))
     assert upload_folder.private_folder() == folder == Path(os.environ["GRADIO_TEMP_DIR"])
     folder.rmdir()
-    folder.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    parent.rmdir()
+    parent.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (tmp_path / "elsewhere").mkdir()
-    assert upload_folder.private_folder() != (tmp_path / "elsewhere")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    assert upload_folder.private_folder().parent not in (parent, tmp_path / "elsewhere")
+
+
+def test_servers_do_not_share_an_upload_folder(tmp_path, monkeypatch):
+    """gradio deletes the uploads of a server that is closed, and names them by their content."""
+    folders = []
+    for _ in range(2):
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+        folders.append(upload_folder.private_folder())
+    assert folders[0] != folders[1] and folders[0].parent == folders[1].parent
+    left = folders[1] / "killed"
+    left.touch()
+    for path in (left, folders[1]):
+        os.utime(path, (time.time() - upload_folder.SECONDS_KEPT - 1,) * 2)
+    upload_folder.sweep(folders[0].parent)
+    assert folders[0].is_dir() and not left.exists()
 
 
 @contextmanager
@@ -492,11 +511,11 @@ def thin_png(path: Path, width: int, height: int) -> Path:
 
 
 PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
 from hf_vit_seg.data.images.pixels import read_pixels
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-before = peak()
+from memory_use import peak, reset_peak
+before = reset_peak()
 try:
     read_pixels(Path(sys.argv[1]))
 except ValueError as error:
@@ -504,14 +523,14 @@ except ValueError as error:
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_long_thin_image_is_rejected_before_allocation(tmp_path):
     path = thin_png(tmp_path / "thin.png", 1, 25_000_000)
     with pytest.raises(ImageSizeError, match=r"1x25000000.*75 MB|1x25000000.*25 MB") as caught:
         read_pixels(path)
     assert str(MAX_SIDE) in caught.value.fact
-    done = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
-    kind, kilobytes = done.stdout.split()
-    assert kind == "ImageSizeError" and int(kilobytes) < 50_000
+    kind, size = output_of(PEAK, path).split()
+    assert kind == "ImageSizeError" and int(size) < 50e6
 
 
 def test_panorama_is_read_and_long_tiff_is_tiled(tmp_path):

@@ -144,8 +144,9 @@ def test_errors_are_shown_in_place_of_the_result(page, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image at all")
     page.get_by_label("Remove Image").locator("visible=true").click()
     page.locator(".empty:visible").wait_for()
-    page.locator("input[type=file]").nth(1).set_input_files(tmp_path / "broken.png")
-    page.locator(
-        ".failure:visible", has_text=re.compile(r"broken\.png: not a supported image file; convert")
-    ).wait_for()
+    panel = page.get_by_role("tabpanel").filter(visible=True)
+    panel.locator("input[type=file]").set_input_files(tmp_path / "broken.png")
+    failure = panel.locator(".failure")
+    failure.wait_for()
+    assert re.search(r"broken\.png: not a supported image file; convert", failure.inner_text())
     assert page.get_by_role("button", name="Objects (CSV)").is_disabled()

@@ -3,7 +3,6 @@
 import io
 import json
 import struct
-import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
@@ -14,7 +13,7 @@ import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paths import REPOSITORY
+from memory_use import output_of
 from PIL import Image
 from tiny_segmenters import job, save_segmenter, segmenter
 from typer.testing import CliRunner
@@ -377,13 +376,14 @@ def test_predict_uses_tiles_above_the_limit(tmp_path):
 
 
 MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
 import torch
 from hf_vit_seg.inference.tiles import reading
 from hf_vit_seg.inference import Protocol
 from hf_vit_seg.inference.files.prediction import PredictOptions
 from hf_vit_seg.inference.tiles.prediction import predict_tiled
+from memory_use import peak
 from tiny_segmenters import job, segmenter
 
 torch.set_num_threads(1)
@@ -391,10 +391,11 @@ reading.CACHE_BYTES = 32 * 2**20
 run = segmenter(Protocol(window=512, stride=512))
 for _ in predict_tiled(run, job(Path(sys.argv[1]), Path(sys.argv[2])), PredictOptions(tile=1024)):
     pass
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak())
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.slow
 def test_memory_does_not_grow_with_image_size(tmp_path):
     """16 times the pixels: 201 MB of pixels and 67 MB of labels, with 100 MiB more memory, 20 of them for the cache."""
@@ -403,9 +404,7 @@ def test_memory_does_not_grow_with_image_size(tmp_path):
         path = tmp_path / f"{side}.tif"
         blocks = (np.full((512, 512, 3), i % 251, np.uint8) for i in range((side // 512) ** 2))
         tifffile.imwrite(path, blocks, shape=(side, side, 3), dtype="uint8", tile=(512, 512), compression="zlib")
-        command = [sys.executable, "-c", MEMORY, str(path), str(tmp_path / f"out{side}")]
-        done = subprocess.run(command, cwd=REPOSITORY / "tests" / "support", capture_output=True, text=True, check=True)
-        peaks.append(int(done.stdout) / 1024)
+        peaks.append(int(output_of(MEMORY, path, tmp_path / f"out{side}")) / 2**20)
     assert peaks[1] - peaks[0] < 100, peaks
 
 

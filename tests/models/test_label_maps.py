@@ -1,12 +1,12 @@
 """Label maps compared with plain code: resize all logits, then take the argmax."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_use import output_of
 
 from hf_vit_seg.models.label_maps import label_map, score_map
 
@@ -131,18 +131,14 @@ def test_empty_batch_gives_no_maps():
 
 
 MEMORY = r"""
-import re, torch
-from pathlib import Path
+import torch
 from hf_vit_seg.models.label_maps import label_map, score_map
-
-def kilobytes(what):
-    return int(re.search(what + ":\s+(\d+)", Path("/proc/self/status").read_text())[1])
+from memory_use import peak, reset_peak
 
 def growth(task):
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-    before = kilobytes("VmRSS")
+    before = reset_peak()
     task()
-    return (kilobytes("VmHWM") - before) // 1024
+    return (peak() - before) // 2**20
 
 torch.set_num_threads(1)
 noise = torch.randn(1, 150, 16, 16)
@@ -158,7 +154,6 @@ print(growth(lambda: score_map(noise, (1500, 2000))))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_for_12_megapixels_and_150_classes():
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    grown = [int(line) for line in done.stdout.split()]
+    grown = [int(line) for line in output_of(MEMORY).split()]
     assert len(grown) == 4
     assert max(grown) < 200, f"{grown} MB; resizing all logits takes 6900 MB"

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from hf_vit_seg.errors import HfVitSegError
+from tests.support.memory_use import peak, reset_peak
 
 SECONDS = 5.0
 GRACE = 10.0  # until a case that does not return is killed
@@ -53,18 +54,6 @@ class Outcomes:
             self.failures.append({"case": number, "kind": kind} | found)
 
 
-def memory_peak() -> int:
-    """The largest resident memory since `reset_peak`, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def reset_peak() -> int:
-    """Forget the peak; returns the resident memory."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return memory_peak()
-
-
 def judge(case: Case, folder: Path) -> dict[str, Any]:
     """Run a case in this process; `folder` must be empty but for what the case writes itself."""
     before, start = reset_peak(), os.times().elapsed
@@ -79,7 +68,7 @@ def judge(case: Case, folder: Path) -> dict[str, Any]:
         last = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error}"[:300]
         found = {"outcome": "exception", "text": text, "place": f"{Path(last.filename).name}:{last.name}"}
-    seconds, bytes_ = os.times().elapsed - start, memory_peak() - before
+    seconds, bytes_ = os.times().elapsed - start, peak() - before
     if seconds > SECONDS:
         found = {"outcome": "slow", "text": f"{seconds:.1f} s, {found}"}
     elif bytes_ > MEMORY + 2 * case.size:
@@ -90,7 +79,7 @@ def judge(case: Case, folder: Path) -> dict[str, Any]:
 def work(cases: Callable[[int], Case], folder: Path, pipe: Connection) -> None:
     """Run the cases whose numbers are sent, until None."""
     torch.set_num_threads(1)
-    limit = memory_peak() + ADDRESS_SPACE
+    limit = peak() + ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
