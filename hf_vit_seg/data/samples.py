@@ -45,11 +45,14 @@ class Labels:
 class Segments:
     """The objects (things) and regions (stuff) of an image, which never overlap.
 
-    `ids` (H, W) int32: 0 is background, -1 is ignored, and i >= 1 is the segment of class `classes[i - 1]`.
+    `ids` (H, W) int32: 0 is background, -1 is ignored, and i >= 1 is the segment of class `classes[i - 1]`. `crowds`
+    (H, W) int32 are the classes of ignored pixels in groups of things that are not annotated one by one, -1 elsewhere;
+    None without groups. Only metrics read them: transforms do not keep them.
     """
 
     ids: torch.Tensor
     classes: tuple[int, ...]
+    crowds: torch.Tensor | None = None
 
     def areas(self) -> torch.Tensor:
         """Return the number of pixels of each segment (n,) int64."""

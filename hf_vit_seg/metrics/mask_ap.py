@@ -44,8 +44,8 @@ class MaskAveragePrecision:
     def update(self, overlaps: Overlaps) -> None:
         """Add an image.
 
-        Pixels that are ignored in the labels are a crowd: a prediction matches it, if no object, by the share of its
-        pixels that is ignored, and is left out.
+        Crowds of a class are one crowd, with all pixels that are ignored in the labels: a prediction matches it, if no
+        object, by the share of its pixels in it, and is left out.
         """
         parts = [self._rows_of_class(overlaps, index) for index in range(self.num_classes)]
         labeled = np.stack([part[-1] for part in parts], axis=1)
@@ -115,7 +115,7 @@ def match(
     """Match predictions in order of scores; return whether each is a true positive, and whether it is left out, (A, T,
     P).
 
-    `iou` is (P, G), `crowd` (P,) the share of a prediction that is ignored, `outside` (A, G) the labeled objects
+    `iou` is (P, G), `crowd` (P,) the share of a prediction in the crowd, `outside` (A, G) the labeled objects
     outside of each range of areas, and `other_size` (A, P) the predictions outside of it. Objects outside and the
     crowd are matched only if no other object can be, and the crowd repeatedly; such predictions are left out, as are
     predictions of another size without a match. Of equal overlaps, the last is matched.

@@ -70,7 +70,7 @@ class ObjectScores:
 
 def aggregate(iou: np.ndarray, overlaps: Overlaps, kept: np.ndarray) -> tuple[int, int]:
     """Return AJI's numerator and denominator in pixels; `iou` (P, G) are those of the `kept` predictions (P,)."""
-    predicted = (overlaps.predicted - overlaps.ignored)[kept]
+    predicted = (overlaps.predicted - overlaps.void)[kept]
     if not iou.size:
         return 0, int(predicted.sum() + overlaps.labeled.sum())
     best, truths = iou.argmax(axis=0), np.arange(iou.shape[1])

@@ -5,8 +5,8 @@ A predicted and a labeled segment of one class match if their IoU exceeds one ha
     PQ = sum of the IoU of matches / (TP + FP / 2 + FN / 2) = SQ * RQ                              (1), (2)
 
 Pixels that are ignored in the labels are removed from predictions, and a predicted segment that is not matched and
-mostly ignored is not a false positive (section 4.2). As crowds are ignored pixels, they have no class: in panopticapi,
-a crowd excuses only predictions of its own class.
+mostly ignored, or in a crowd of its class, is not a false positive (section 4.2). The pixels of crowds are not removed
+from predictions, as in panopticapi.
 
 Shapes: K classes.
 """

@@ -14,7 +14,8 @@ INPUTS = """
     predictions: results of post_process_panoptic_segmentation or post_process_instance_segmentation: dicts of
         segmentation (H, W), and segments_info, a list of dicts of id, label_id, and score (optional). Pixels of other
         numbers belong to no segment.
-    references: the same for the labels; a segment with iscrowd, and pixels of -1, are ignored.
+    references: the same for the labels; a segment with iscrowd, which predictions of its class may cover, and pixels
+        of -1 are ignored.
 """
 
 
@@ -25,11 +26,13 @@ def read_segments(result: Mapping[str, Any]) -> SegmentMap:
         objects = [row for row in rows if not row.get("iscrowd")]
         ids = torch.zeros(values.shape, dtype=torch.int64)
         ids[values == -1] = -1
+        crowds = torch.full(values.shape, -1)
         for row in rows:
-            ids[values == row["id"]] = objects.index(row) + 1 if not row.get("iscrowd") else -1
-        return SegmentMap(
-            ids, [int(row["label_id"]) for row in objects], [float(row.get("score", 1)) for row in objects]
-        )
+            own, is_crowd = values == row["id"], bool(row.get("iscrowd"))
+            ids[own] = -1 if is_crowd else objects.index(row) + 1
+            crowds[own] = int(row["label_id"]) if is_crowd else -1
+        scores = [float(row.get("score", 1)) for row in objects]
+        return SegmentMap(ids, [int(row["label_id"]) for row in objects], scores, crowds)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise MetricError(
             f"segments must be dicts of segmentation and segments_info, a list of dicts of id and label_id ({error})"

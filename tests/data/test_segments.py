@@ -75,6 +75,7 @@ def test_class_map_gives_classes_and_groups(tmp_path):
     target = opened("instance", write(tmp_path, MAP, classes), classes=things).read(0).target
     assert target.classes == (0, 0, 1)
     assert target.ids[0, 7] == -1 and (target.ids == -1).sum() == 1
+    assert target.crowds[0, 7] == 0 and (target.crowds >= 0).sum() == 1
     assert target.ids[1, 7] == 0
 
 
@@ -88,6 +89,7 @@ def test_panoptic_merges_stuff_and_ignores_pixels_without_segment(tmp_path):
     assert target.classes == (0, 0, 1)
     assert target.areas().tolist() == [4, 1, 48 - 7]
     assert target.ids[0, 7] == target.ids[1, 7] == -1 and not (target.ids == 0).any()
+    assert target.crowds[0, 7] == 0 and target.crowds[1, 7] == -1  # a group, and an ignored value
 
 
 def test_objects_get_their_majority_class_with_a_note(tmp_path):
@@ -119,7 +121,7 @@ def test_cityscapes_instance_ids(tmp_path):
         ("person", 1),
         ("road", 3),
     ]
-    assert target.ids[1, 1] == -1  # a group of cars
+    assert target.ids[1, 1] == -1 and target.crowds[1, 1] == 3  # a group of cars
     assert target.ids[1, 3] == -1  # an unknown label
     things = [kind for kind in kinds if kind.get("thing", True)]
     target = opened("instance", source, classes=things).read(0).target

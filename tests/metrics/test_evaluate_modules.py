@@ -222,7 +222,11 @@ def as_result(found) -> dict:
         {"id": 10 * number, "label_id": index, "score": score}
         for number, (index, score) in enumerate(zip(found.classes, scores, strict=True), 1)
     ]
-    return {"segmentation": torch.where(found.ids > 0, 10 * found.ids, found.ids), "segments_info": rows}
+    values = torch.where(found.ids > 0, 10 * found.ids, found.ids)
+    for kind in [] if found.crowds is None else found.crowds[found.crowds >= 0].unique().tolist():
+        values = values.where(found.crowds != kind, 1000 + kind)
+        rows.append({"id": 1000 + kind, "label_id": kind, "iscrowd": 1})
+    return {"segmentation": values, "segments_info": rows}
 
 
 @pytest.mark.parametrize(
@@ -247,6 +251,9 @@ def test_crowds_of_references_are_ignored():
     truth = {"segmentation": found["segmentation"], "segments_info": [dict(row) for row in found["segments_info"]]}
     truth["segments_info"][1]["iscrowd"] = 1
     assert load("pq").compute(predictions=[found], references=[truth])["pq"] == 1
+    found["segments_info"][1]["label_id"] = 1
+    scores = load("pq", num_labels=2).compute(predictions=[found], references=[truth])
+    assert scores["per_category_pq"][1] == 0  # a crowd of another class
     for wrong in ({"segmentation": found["segmentation"]}, {**found, "segments_info": [{"id": 1}]}):
         with pytest.raises(MetricError):
             load("pq").compute(predictions=[wrong], references=[truth])

@@ -25,8 +25,10 @@ def random_map(generator: np.random.Generator, size: tuple[int, int], most: int)
     return torch.from_numpy(np.unique(ids, return_inverse=True)[1].reshape(size))
 
 
-def random_pair(seed: int, most: int = 12) -> tuple[SegmentMap, SegmentMap]:
-    """Labels, and predictions that are shifted and partly of another class."""
+def random_pair(seed: int, most: int = 12, both: bool = True) -> tuple[SegmentMap, SegmentMap]:
+    """Labels, and predictions that are shifted and partly of another class; with `both` void pixels and crowds in one
+    image.
+    """
     generator = np.random.default_rng(seed)
     truth = random_map(generator, (40, 50), most)
     found = torch.roll(truth, tuple(generator.integers(-1, 2, 2).tolist()), (0, 1))
@@ -36,10 +38,25 @@ def random_pair(seed: int, most: int = 12) -> tuple[SegmentMap, SegmentMap]:
     classes = generator.integers(0, CLASSES, int(truth.max()) + 1).tolist()
     kinds = [classes[n % len(classes)] if generator.random() < 0.9 else 1 for n in range(1, int(found.max()) + 1)]
     labels = truth.clone()
-    if generator.random() < 0.7:
+    with_crowds, crowds = generator.random() < 0.5, torch.full_like(labels, -1)
+    if generator.random() < 0.7 and (both or not with_crowds):
         labels[3:12, 5:20] = -1
+    if with_crowds:
+        for top, left, kind in ((10, 10, 1), (16, 2, int(generator.integers(0, CLASSES)))):
+            place = slice(top, top + 12), slice(left, left + 18)
+            labels[place], crowds[place] = -1, kind
     scores = np.round(generator.random(len(kinds)), 1).tolist()  # with ties
-    return SegmentMap(found, kinds, scores), SegmentMap(labels, classes[1:])
+    return SegmentMap(found, kinds, scores), SegmentMap(labels, classes[1:], crowds=crowds)
+
+
+def void_pixels(truth: SegmentMap) -> np.ndarray:
+    """Pixels of no segment and no crowd."""
+    return ((truth.ids < 0) & (truth.crowds < 0)).numpy()
+
+
+def crowd_pixels(truth: SegmentMap, kind: int) -> np.ndarray:
+    """Pixels of the crowds of a class."""
+    return (truth.crowds == kind).numpy()
 
 
 def segments(found: SegmentMap) -> list[tuple[np.ndarray, int, float]]:
@@ -51,7 +68,7 @@ def segments(found: SegmentMap) -> list[tuple[np.ndarray, int, float]]:
 
 def paper_matches(found: SegmentMap, truth: SegmentMap) -> dict[tuple[int, int], float]:
     """The IoU of the matches of an image by their places, without void pixels."""
-    void = (truth.ids < 0).numpy()
+    void = void_pixels(truth)
     matches = {}
     for i, (p, kind, _) in enumerate(segments(found)):
         for j, (g, label, _) in enumerate(segments(truth)):
@@ -62,15 +79,15 @@ def paper_matches(found: SegmentMap, truth: SegmentMap) -> dict[tuple[int, int],
 
 
 def paper_quality(pairs) -> dict[int, tuple[float, float, float]]:
-    """PQ, SQ and RQ of each class from the paper's definition, with void pixels as in its section 4.2."""
+    """PQ, SQ and RQ of each class from the paper's definition, with void pixels and crowds as in its section 4.2."""
     sums = {index: [0.0, 0, 0, 0] for index in range(CLASSES)}
     for found, truth in pairs:
-        void, matches = (truth.ids < 0).numpy(), paper_matches(found, truth)
+        void, matches = void_pixels(truth), paper_matches(found, truth)
         for i, (p, kind, _) in enumerate(segments(found)):
             own = [iou for (place, _), iou in matches.items() if place == i]
             sums[kind][0] += sum(own)
             sums[kind][1] += len(own)
-            sums[kind][2] += not own and (p & void).sum() <= 0.5 * p.sum()
+            sums[kind][2] += not own and (p & (void | crowd_pixels(truth, kind))).sum() <= 0.5 * p.sum()
         for j, (_, label, _) in enumerate(segments(truth)):
             sums[label][3] += all(place != j for _, place in matches)
     scores = {}
@@ -112,7 +129,7 @@ def test_number_0_is_background():
 
 
 def coco_scores(pairs, most: int) -> dict[str, float]:
-    """The scores of pycocotools; ignored pixels are a crowd of every class."""
+    """The scores of pycocotools; void pixels are a crowd of every class."""
     mask = pytest.importorskip("pycocotools.mask")
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -123,9 +140,9 @@ def coco_scores(pairs, most: int) -> dict[str, float]:
     images, labels, results = [], [], []
     for image, (found, truth) in enumerate(pairs, 1):
         images.append({"id": image, "height": 40, "width": 50})
-        crowd = (truth.ids < 0).numpy()
         rows = [(pixels, kind, 0) for pixels, kind, _ in segments(truth)]
-        rows += [(crowd, kind, 1) for kind in range(CLASSES)] if crowd.any() else []
+        crowds = [(void_pixels(truth) | crowd_pixels(truth, kind), kind, 1) for kind in range(CLASSES)]
+        rows += [row for row in crowds if row[0].any()]
         for pixels, kind, group in rows:
             own = {"id": len(labels) + 1, "image_id": image, "category_id": kind, "iscrowd": group}
             labels.append({**own, "segmentation": encode(pixels), "area": int(pixels.sum())})
@@ -163,7 +180,7 @@ def coco_scores(pairs, most: int) -> dict[str, float]:
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("most", [100, 2])
 def test_mask_ap_equals_pycocotools(seed, most, capsys):
-    pairs = [random_pair(100 * seed + place, most=20) for place in range(5)]
+    pairs = [random_pair(100 * seed + place, most=20, both=False) for place in range(5)]
     metric = MaskAveragePrecision(CLASSES, most)
     for found, truth in pairs:
         metric.update(find_overlaps(found, truth))
@@ -184,9 +201,8 @@ def test_mask_ap_of_two_processes():
 
 def jaccard_index(found: SegmentMap, truth: SegmentMap) -> float:
     """AJI as in its paper, over pixels whose label is not ignored."""
-    void = (truth.ids < 0).numpy()
-    ours, theirs = segments(found), segments(truth)
-    kept = [(p & ~void, kind) for p, kind, _ in ours if (p & void).sum() <= 0.5 * p.sum() or best(p, kind, truth)]
+    void, theirs = void_pixels(truth), segments(truth)
+    kept = [(p & ~void, kind) for p, kind, _ in segments(found) if counts(p, kind, truth)]
     both = whole = 0
     used = set()
     for g, label, _ in theirs:
@@ -202,9 +218,15 @@ def jaccard_index(found: SegmentMap, truth: SegmentMap) -> float:
     return both / whole if whole else np.nan
 
 
+def counts(p: np.ndarray, kind: int, truth: SegmentMap) -> bool:
+    """Whether a prediction matches an object, or is mostly on pixels that are not ignored."""
+    ignored = void_pixels(truth) | crowd_pixels(truth, kind)
+    return best(p, kind, truth) or (p & ignored).sum() <= 0.5 * p.sum()
+
+
 def best(p: np.ndarray, kind: int, truth: SegmentMap) -> bool:
     """Whether a prediction matches an object at an IoU above one half."""
-    void = (truth.ids < 0).numpy()
+    void = void_pixels(truth)
     return any(kind == label and (p & g).sum() / ((p & ~void) | g).sum() > 0.5 for g, label, _ in segments(truth))
 
 
@@ -215,8 +237,7 @@ def test_object_scores(seed):
     metric.update(find_overlaps(found, truth))
     scores = metric.scores()
     assert scores["aji"] == pytest.approx(jaccard_index(found, truth), abs=1e-12, nan_ok=True)
-    void = (truth.ids < 0).numpy()
-    kept = [s for s in segments(found) if (s[0] & void).sum() <= 0.5 * s[0].sum() or best(s[0], s[1], truth)]
+    kept = [each for each in segments(found) if counts(each[0], each[1], truth)]
     hits, labeled = sum(best(p, kind, truth) for p, kind, _ in kept), len(segments(truth))
     if kept or labeled:
         assert scores["f1_50"] == pytest.approx(2 * hits / (len(kept) + labeled))

@@ -55,6 +55,14 @@ def segment_targets(raw: RawSegments, table: ClassTable, task: str) -> list[int]
     return [target(number, value) for number, value in enumerate(raw.classes, 1)]
 
 
+def crowd_classes(raw: RawSegments, table: ClassTable) -> list[int]:
+    """Return the class index of each raw segment (n,) that is a group of things, -1 for other segments."""
+    assert raw.classes is not None
+    found, known = dict[Raw, int](table.targets), range(len(table.names))
+    indices = [found.get(value, -1) if number in raw.regions else -1 for number, value in enumerate(raw.classes, 1)]
+    return [index if index in known and table.is_thing(index) else -1 for index in indices]
+
+
 def count_segments(raw: RawSegments, table: ClassTable, task: str) -> dict[Raw, int]:
     """Count the segments of each raw class, without background and groups of things; stuff counts once."""
     assert raw.classes is not None
@@ -90,9 +98,10 @@ def apply_classes(raw: RawSegments, table: ClassTable, task: str, unlabeled: tor
     numbers, classes = number_segments(targets, table)
     lookup = torch.tensor([-1, -1 if task == PANOPTIC else 0, *numbers], dtype=torch.int32)
     ids = lookup[raw.ids.to(torch.int64) + 1]
+    crowds = torch.tensor([-1, -1, *crowd_classes(raw, table)], dtype=torch.int32)[raw.ids.to(torch.int64) + 1]
     if unlabeled is not None:
-        ids[unlabeled] = -1
-    return remove_empty(Segments(ids, tuple(classes)))
+        ids[unlabeled] = crowds[unlabeled] = -1
+    return remove_empty(Segments(ids, tuple(classes), crowds if bool((crowds >= 0).any()) else None))
 
 
 def number_segments(targets: Sequence[int], table: ClassTable) -> tuple[list[int], list[int]]:
@@ -121,7 +130,7 @@ def keep_segments(segments: Segments, kept: torch.Tensor) -> Segments:
     numbers = torch.where(kept, kept.cumsum(0), -1)
     lookup = torch.cat([torch.tensor([-1, 0]), numbers]).to(torch.int32)
     classes = tuple(index for index, keep in zip(segments.classes, kept.tolist(), strict=True) if keep)
-    return Segments(lookup[segments.ids.to(torch.int64) + 1], classes)
+    return Segments(lookup[segments.ids.to(torch.int64) + 1], classes, segments.crowds)
 
 
 __all__ = [
@@ -130,6 +139,7 @@ __all__ = [
     "apply_classes",
     "count_objects",
     "count_segments",
+    "crowd_classes",
     "keep_segments",
     "name_classes",
     "remove_empty",

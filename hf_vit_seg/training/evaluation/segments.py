@@ -56,7 +56,7 @@ def evaluate_segments(context: EvaluationContext, dataset: RawDataset) -> Evalua
         labels = segment_labels([resize_segments(target, size) for *_, target in batch])
         loss.update_objects(segmenter.model, outputs, send_to_device(labels, context.device))
         for row, (index, _, target) in enumerate(batch):
-            labeled = SegmentMap(target.ids.to(context.device), target.classes)
+            labeled = SegmentMap(target.ids.to(context.device), target.classes, crowds=target.crowds)
             size = (target.ids.shape[0], target.ids.shape[1])
             predicted = segmenter.segments(outputs, row, size)
             found = find_overlaps(SegmentMap(*predicted), labeled)
