@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING
+from transformers.utils.hub import extract_commit_hash
 
 from hf_vit_seg.models.layers import hub_options
 from hf_vit_seg.plugins import architectures
@@ -47,6 +48,20 @@ def convert_pretrained(name: str | Path, **hub: Any) -> Conversion | None:
         return None
     converted.model.name_or_path = converted.model.config.name_or_path = str(name)  # as from_pretrained sets them
     return converted
+
+
+def pin_revision(name: str | Path, **hub: Any) -> dict[str, Any]:
+    """Return the options of a checkpoint's files with the commit of a repository, so that all are of one revision.
+
+    Raises ConversionError for a repository that cannot be read.
+    """
+    if Path(name).expanduser().exists() or not is_repository(str(name)):
+        return hub
+    for file in (CONFIG, ADAPTER):
+        if (path := download_file(str(name), file, **hub)) is not None:
+            commit = extract_commit_hash(str(path), None)
+            return hub if commit is None else hub | {"revision": commit}
+    return hub
 
 
 def find_classes(name: str | Path, **hub: Any) -> list[str]:
@@ -175,5 +190,6 @@ __all__ = [
     "find_classes",
     "find_config",
     "is_convertible",
+    "pin_revision",
     "pretrained_provenance",
 ]

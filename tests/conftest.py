@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from time import sleep
 
@@ -14,8 +15,8 @@ if os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1") != "1":
 import hypothesis
 import pytest
 import torch
-from hub_server import Hub, serve
-from huggingface_hub import HfApi, constants, hf_api
+from hub_server import Hub, connect, serve
+from huggingface_hub import HfApi
 from tiny_runs import forget_accelerate
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 from transformers.utils import logging as hf_logging
@@ -78,22 +79,10 @@ def hub_server():
 
 
 @pytest.fixture
-def hub(hub_server: Hub, tmp_path, monkeypatch) -> Hub:
+def hub(hub_server: Hub, tmp_path) -> Iterator[Hub]:
     """An empty Hub, set as the endpoint of this process."""
-    hub_server.repos.clear()
-    hub_server.large.clear()
-    hub_server.uploads.clear()
-    hub_server.fault = lambda method, path: None
-    monkeypatch.setenv("HF_TOKEN", "hf_test")
-    monkeypatch.setattr(constants, "ENDPOINT", hub_server.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub_server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(hf_api.api, "endpoint", hub_server.url)
-    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # created once, for the endpoint at that time
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    return hub_server
+    with connect(hub_server, tmp_path / "cache") as hub:
+        yield hub
 
 
 @pytest.fixture

@@ -9,7 +9,15 @@ from urllib.parse import unquote, urlsplit
 import huggingface_hub
 from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.readers import CONFIG, LICENSE, PROCESSOR, PROCESSORS, SUFFIXES, choose_weights, shard_names
-from huggingface_hub import cached_assets_path, constants, hf_hub_download, scan_cache_dir, snapshot_download
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    cached_assets_path,
+    constants,
+    hf_hub_download,
+    scan_cache_dir,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     CacheNotFound,
     EntryNotFoundError,
@@ -127,14 +135,24 @@ def download_repository(
     return Path(local, subfolder, file or "")
 
 
-def download_file(repo_id: str, name: str, *, subfolder: str = "", **options: Any) -> Path | None:
-    """Download one file of a repository; None if the repository has no such file. Raises ConversionError."""
+def download_file(
+    repo_id: str, name: str, *, subfolder: str = "", trust_cache: bool = True, **options: Any
+) -> Path | None:
+    """Download one file of a repository; None if the repository has no such file. Raises ConversionError.
+
+    If the Hub does not answer, a repository in the cache is taken as complete with `trust_cache`; otherwise only if the
+    Hub said before that it has no such file, or offline.
+    """
     try:
         return Path(hf_hub_download(repo_id, name, subfolder=subfolder.strip("/") or None, **options))
     except RemoteEntryNotFoundError:
         return None
     except LocalEntryNotFoundError as error:
-        if cached_folder(repo_id, subfolder, options.get("revision"), options.get("cache_dir")):
+        version = {"revision": options.get("revision"), "cache_dir": options.get("cache_dir")}
+        if try_to_load_from_cache(repo_id, f"{subfolder.strip('/')}/{name}".strip("/"), **version) is _CACHED_NO_EXIST:
+            return None
+        trust_cache |= constants.HF_HUB_OFFLINE or bool(options.get("local_files_only"))
+        if trust_cache and cached_folder(repo_id, subfolder, options.get("revision"), options.get("cache_dir")):
             return None  # of a repository in the cache
         raise ConversionError(download_error(repo_id, error)) from error
     except (OSError, ValueError, HTTPError) as error:
@@ -143,6 +161,18 @@ def download_file(repo_id: str, name: str, *, subfolder: str = "", **options: An
             if folder is not None:
                 return folder / name if (folder / name).is_file() else None
         raise ConversionError(download_error(repo_id, error)) from error
+
+
+def find_file(name: str | Path, file: str, **hub: Any) -> Path | None:
+    """Return the path of a file of a directory or of a repository; None if there is none. Raises ConversionError.
+
+    transformers' `cached_file` also returns None for a file that cannot be downloaded.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or not is_repository(str(name)):
+        local = path / hub.get("subfolder", "") / file
+        return local if local.is_file() else None
+    return download_file(str(name), file, **hub)
 
 
 def cached_folder(repo_id: str, subfolder: str, revision: str | None, cache_dir: str | Path | None) -> Path | None:

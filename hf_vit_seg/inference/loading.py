@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HTTPError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor
-from transformers.utils.hub import cached_file
 
 from hf_vit_seg.conversion.convert import Conversion
 from hf_vit_seg.conversion.errors import ConversionError
+from hf_vit_seg.conversion.files.download import find_file
 from hf_vit_seg.conversion.pretrained import (
     ADAPTER,
     check_location,
@@ -24,6 +24,7 @@ from hf_vit_seg.conversion.pretrained import (
     find_classes,
     find_config,
     is_convertible,
+    pin_revision,
 )
 from hf_vit_seg.conversion.readers import CONFIG, INDEX_FILES, WEIGHT_FILES, read_json, weight_file
 from hf_vit_seg.errors import HfVitSegError, error_sentence
@@ -42,8 +43,9 @@ AUTO_CLASSES = {
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 EXTREMES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of dtypes with aminmax
 FEATURES = "features"
-# What from_pretrained of configs, image processors and models raises for files that are missing or invalid.
-INVALID_FILES = (OSError, ValueError, KeyError, StrictDataclassError)
+# What from_pretrained of configs, image processors and models raises for files that are missing, invalid, or on a Hub
+# that does not answer.
+INVALID_FILES = (OSError, ValueError, KeyError, StrictDataclassError, HTTPError)
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 PROCESSOR_TYPES = {"image_processor_type": str, "feature_extractor_type": str, "processor_class": str, "auto_map": dict}
 TASKS = {**AUTO_CLASSES, FEATURES: "AutoModel"}
@@ -148,6 +150,7 @@ def load_pretrained(
     name = installed_path(str(name))
     if task is not None and task not in TASKS:
         raise ModelError(f"unknown task '{task}'; {nearest(task, TASKS, 'tasks')}")
+    hub = pin(name, **hub)
     if convert and (converted := find_conversion(name, **hub)) is not None:
         check_task(name, converted, task)
         model: Any = converted.model.base_model if task == FEATURES else converted.model
@@ -158,7 +161,15 @@ def load_pretrained(
     model = load_model(text, dtype, task or task_of(text, features=True, **hub), **hub)
     advise_conversion(model)
     source, options = (text, hub) if has_processor(text, **hub) else find_base(text, **hub)
-    return Loaded(model, load_processor(source, **options) if has_processor(source, **options) else None, None)
+    return Loaded(model, find_processor(source, **options), None)
+
+
+def pin(name: str, **hub: Any) -> dict[str, Any]:
+    """See `pin_revision`. Raises ModelError."""
+    try:
+        return pin_revision(name, **hub)
+    except ConversionError as error:
+        raise ModelError(str(error)) from error
 
 
 def advise_conversion(model: Any) -> None:
@@ -342,8 +353,8 @@ def find_base(name: str, **hub: Any) -> tuple[str, dict[str, Any]]:
     if find_config(name, **hub) is not None:
         return pretrained_path(name), hub
     check_location(name, **hub)
-    file = cached_file(pretrained_path(name), ADAPTER, _raise_exceptions_for_missing_entries=False, **hub)
-    base = None if file is None else read_json(Path(file)).get("base_model_name_or_path")
+    file = find_file(pretrained_path(name), ADAPTER, **hub)
+    base = None if file is None else read_json(file).get("base_model_name_or_path")
     if not isinstance(base, str):
         return pretrained_path(name), hub
     return base, {option: value for option, value in hub.items() if option not in ("revision", "subfolder")}
@@ -356,9 +367,16 @@ def label_names(config: Any, noun: str = "class") -> list[str]:
 
 
 def has_processor(name: str, **hub: Any) -> bool:
-    """Return whether a model has an image processor."""
-    absent_is_none = {"_raise_exceptions_for_missing_entries": False}
-    return any(cached_file(name, file, **absent_is_none, **hub) is not None for file in PROCESSOR_FILES)
+    """Return whether a model has an image processor. Raises ConversionError for a repository that cannot be read."""
+    return any(find_file(name, file, **hub) is not None for file in PROCESSOR_FILES)
+
+
+def find_processor(name: str, **hub: Any) -> Any:
+    """Load the image processor of a model; None if it has none. Raises ModelError."""
+    try:
+        return load_processor(name, **hub) if has_processor(name, trust_cache=False, **hub) else None
+    except ConversionError as error:
+        raise ModelError(str(error)) from error
 
 
 def open_processor(name: str | Path, **hub: Any) -> Any:
@@ -367,8 +385,8 @@ def open_processor(name: str | Path, **hub: Any) -> Any:
     Raises one of `INVALID_FILES`.
     """
     for file in PROCESSOR_FILES:
-        path = cached_file(str(name), file, _raise_exceptions_for_missing_entries=False, **hub)
-        settings = {} if path is None else read_json_object(Path(path))
+        path = find_file(name, file, **hub)
+        settings = {} if path is None else read_json_object(path)
         for field, kind in PROCESSOR_TYPES.items():
             if field in settings and not isinstance(settings[field], kind):
                 raise HfVitSegError(f"{field} in {file} is {shorten(settings[field])}: remove or correct it")

@@ -46,6 +46,10 @@ class KilledRun:
     commands: int
     differences: tuple[str, ...]
 
+    @property
+    def failed(self) -> bool:
+        return bool(self.differences)
+
     def row(self) -> str:
         return f"| {self.name} | {self.kills} | {self.commands} | {len(self.differences)} |"
 

@@ -57,8 +57,8 @@ class LongRun:
         return self.median(0.9, 1.0) / self.median(0.25, 0.35) - 1
 
     @property
-    def is_flat(self) -> bool:
-        return self.growth <= MAX_GROWTH
+    def failed(self) -> bool:
+        return self.growth > MAX_GROWTH
 
     def row(self) -> str:
         early, late = self.median(0.25, 0.35), self.median(0.9, 1.0)

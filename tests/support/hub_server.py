@@ -14,12 +14,14 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from threading import RLock, Thread
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
 import yaml
+from huggingface_hub import constants, hf_api
 
 LARGE = (".safetensors", ".png", ".bin")  # files stored with LFS
 LICENSE_NAME = re.compile(r"[a-z0-9.-]+")
@@ -29,11 +31,19 @@ REVISION = r"(refs/pr/\d+|[^/]+)"  # within a path
 
 
 class Refusal(Exception):
-    """An HTTP error: status, the Hub's error code, and message."""
+    """An HTTP error: status, the Hub's error code, message, and the commit that lacks a file."""
 
-    def __init__(self, status: int, code: str = "", words: str = ""):
+    def __init__(self, status: int, code: str = "", words: str = "", commit: str | None = None):
         super().__init__(words or code)
-        self.status, self.code = status, code
+        self.status, self.code, self.commit = status, code, commit
+
+
+class Cut(Exception):
+    """The connection is closed without an answer."""
+
+
+class HalfAnswer(Exception):
+    """The connection is closed in the middle of the answer."""
 
 
 @dataclass
@@ -58,7 +68,10 @@ class Repo:
 
 
 class Hub:
-    """The server state, for inspection in tests; `fault` is called before every request and may raise Refusal."""
+    """The server state, for inspection in tests.
+
+    `fault` is called before every request and may raise Refusal, Cut or HalfAnswer.
+    """
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
@@ -238,13 +251,21 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         place = urlsplit(self.path)
         path, query = unquote(place.path), parse_qs(place.query)
+        self.is_halved = False
         try:
             with self.hub.lock:
-                self.hub.fault(self.command, path)
+                try:
+                    self.hub.fault(self.command, path)
+                except HalfAnswer:
+                    self.is_halved = True
                 answer = self.route(path, query, body)
+        except Cut:
+            self.close_connection = True
+            return
         except Refusal as refusal:
             content = str(refusal).encode()
             headers = {"X-Error-Code": refusal.code, "X-Error-Message": str(refusal)} if refusal.code else {}
+            headers |= {"X-Repo-Commit": refusal.commit} if refusal.commit else {}
             self.reply(refusal.status, content, headers)
             return
         if isinstance(answer, tuple):
@@ -265,7 +286,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) // 2] if self.is_halved else content)
+        self.close_connection |= self.is_halved
 
     def route(self, path: str, query: dict[str, list[str]], body: bytes) -> Any:
         hub, name = self.hub, r"([^/]+/[^/]+)"
@@ -308,10 +330,28 @@ class Handler(BaseHTTPRequestHandler):
     def file(self, repo: Repo, revision: str, path: str) -> tuple[bytes, dict[str, str]]:
         content = repo.files(revision).get(path)
         if content is None:
-            raise Refusal(404, "EntryNotFound", f"no file {path}")
+            raise Refusal(404, "EntryNotFound", f"no file {path}", repo.commit_of(revision))
         described = entry(path, content)
         etag = described.get("lfs", described)["oid"]
         return content, {"ETag": f'"{etag}"', "X-Repo-Commit": repo.commit_of(revision)}
+
+
+@contextmanager
+def connect(hub: Hub, cache: Path):
+    """Make an empty Hub the endpoint of this process, with a folder for downloads."""
+    hub.repos.clear()
+    hub.large.clear()
+    hub.uploads.clear()
+    hub.fault = lambda method, path: None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", "hf_test")
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr(hf_api.api, "endpoint", hub.url)
+        patch.setattr("transformers.utils.hub._hf_api", None)  # created once, for the endpoint at that time
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        yield hub
 
 
 @contextmanager
