@@ -300,7 +300,7 @@ def predict(
     from hf_vit_seg.directory_lock import lock_directory
     from hf_vit_seg.inference.batch.console import requires_shards, share_of_processes
     from hf_vit_seg.inference.batch.run import BatchRun
-    from hf_vit_seg.inference.console import protocol_from_text, run, run_task
+    from hf_vit_seg.inference.console import PredictRun, predict_jobs, protocol_from_text
     from hf_vit_seg.inference.dense.protocols import Protocol
     from hf_vit_seg.inference.files.map_coordinates import PolygonCoordinates
     from hf_vit_seg.inference.files.prediction import PredictOptions, refuse_options
@@ -380,16 +380,20 @@ def predict(
     folder = Path(out)
     with lock_directory(folder):
         tables = table_paths(task, folder)
-        planned = plan_jobs(images, folder, overwrite, skip_existing, videos=frame_rate is not None, tables=tables)
-        if task in ("segmentation", "instance"):
-            jobs = [job for job in planned if not (skip_existing and job.done)]
-            code = run(
-                model, device, dtype.value, jobs, predict_options, folder, chosen, convert=convert_model, task=task
+        jobs = plan_jobs(images, folder, overwrite, skip_existing, videos=frame_rate is not None, tables=tables)
+        code = predict_jobs(
+            PredictRun(
+                task=task,
+                jobs=jobs,
+                options=predict_options,
+                out=folder,
+                protocol=chosen,
+                device=device,
+                dtype=dtype.value,
+                convert=convert_model,
+                skip_existing=skip_existing,
             )
-        else:
-            code = run_task(
-                task, model, device, dtype.value, planned, skip_existing, predict_options, folder, convert=convert_model
-            )
+        )
     raise typer.Exit(code)
 
 
