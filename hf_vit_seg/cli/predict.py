@@ -303,7 +303,7 @@ def predict(
     from hf_vit_seg.inference.console import PredictRun, predict_jobs, protocol_from_text
     from hf_vit_seg.inference.dense.protocols import Protocol
     from hf_vit_seg.inference.files.map_coordinates import PolygonCoordinates
-    from hf_vit_seg.inference.files.prediction import PredictOptions, refuse_options
+    from hf_vit_seg.inference.files.prediction import PredictOptions, check_task_options
     from hf_vit_seg.inference.files.tables import table_paths
     from hf_vit_seg.inference.runtimes import find_task
 
@@ -339,7 +339,7 @@ def predict(
         flip=flip or None,
     )
     task = find_task(model)
-    refuse_options(task, predict_options, chosen != Protocol())
+    check_task_options(task, predict_options, chosen != Protocol())
     options_of_shards = {
         "--format": result_format,
         "--workers": workers,
@@ -438,7 +438,7 @@ def plan_jobs(
     folders = [Path(name) for name in images if videos and os.path.isdir(name)]
     found = find_images([name for name in images if Path(name) not in folders], skip=out)
     jobs = plan([*(ImageFile(folder, Path(folder.resolve().name)) for folder in folders), *found], out, tables)
-    existing = [path for job in jobs if (path := job.existing)]
+    existing = [path for job in jobs if (path := job.existing_result)]
     if existing and not overwrite and not skip_existing:
         raise HfVitSegError(
             f"{len(existing)} of {len(jobs)} images already have results, such as {existing[0]}; pass --overwrite or "

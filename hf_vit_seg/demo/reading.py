@@ -116,7 +116,7 @@ class Readers:
         atexit.register(self.close)
 
     def start(self) -> None:
-        """Start the processes now, beside all else."""
+        """Start the processes in the background."""
         for _ in range(self.idle.qsize()):
             threading.Thread(target=self.warm, daemon=True).start()
 

@@ -151,7 +151,7 @@ def plan(
     for source, entries in found:
         listing.add(source, entries, note)
     if not listing.count:
-        raise InputError("the inputs hold no images")
+        raise InputError("the inputs contain no images")
     places = listing.take_places()
     targets = target_names(places, flat_stems=settings.format == "webdataset", origins=listing.origins)
     del places

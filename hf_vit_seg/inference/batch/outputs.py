@@ -80,7 +80,7 @@ class Output(Protocol):
         ...
 
     def discard(self) -> None:
-        """Remove what is incomplete."""
+        """Remove incomplete files."""
         ...
 
 

@@ -187,7 +187,7 @@ class ProcessGroup:
         connection.close()
         index = self.working_on.pop(connection, None)
         if index is None:
-            raise WorkerError(f"a worker process ended with code {process.exitcode} before it began")
+            raise WorkerError(f"a worker process exited with code {process.exitcode} before its first shard")
         self.ended[index] += 1
         if self.ended[index] < ATTEMPTS:
             self.upcoming.appendleft(index)

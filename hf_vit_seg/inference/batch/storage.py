@@ -98,7 +98,7 @@ class Storage:
             return None
 
     def open(self, name: str) -> Any:
-        """Open a file for reading; of an address, as it is now."""
+        """Open a file for reading; listings of an address that fsspec has cached are dropped first."""
         if self.folder is None:
             self.remote[0].invalidate_cache()
         return open(self.path(name), "rb") if self.folder is not None else self.remote[0].open(self.path(name), "rb")

@@ -135,9 +135,9 @@ class Protocol(Record):
     @model_validator(mode="after")
     def _check_windows(self) -> "Protocol":
         if not self.scales:
-            raise HfVitSegError("scales has one number at least")
+            raise HfVitSegError("scales must have at least one number")
         if self.window is None and (self.stride is not None or self.blend != "flat"):
-            raise HfVitSegError("stride and blend are of windows: give window")
+            raise HfVitSegError("stride and blend require window")
         if self.window and any(step > side for step, side in zip(self.steps, self.window, strict=True)):
             raise HfVitSegError(f"stride {self.stride} leaves gaps between windows of {self.window}")
         return self
