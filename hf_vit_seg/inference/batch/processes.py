@@ -145,7 +145,7 @@ class ProcessGroup:
                     self.receive(connection, *message)
 
     def start(self) -> None:
-        """Start a process."""
+        """Start a worker process, connected by a pipe."""
         context = get_context("spawn")
         connection, other = context.Pipe()
         process = context.Process(target=serve, args=(other, self.work), daemon=not self.work.settings.decoders)

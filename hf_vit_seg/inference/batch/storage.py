@@ -74,7 +74,7 @@ class Storage:
                 time.sleep(FIRST_PAUSE * 2**attempt)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file."""
+        """Write a UTF-8 file, flushed to disk."""
         self.write({name: lambda path: path.write_text(text, encoding="utf-8", newline="")}, flush=True)
 
     @contextmanager

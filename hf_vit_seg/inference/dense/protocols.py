@@ -202,7 +202,7 @@ class Protocol(Record):
         return f"{self.preset}{'' if self == Protocol(preset=self.preset) else ' (changed)'}: {text}"
 
     def describe_size(self) -> str:
-        """Describe the size rule."""
+        """Describe how images are resized, for reports."""
         rule = self.size or ("processor" if self.window is None else "own")
         words = {"processor": "preprocessed by its image processor", "own": "at its own size"}
         multiple = f", sides up to multiples of {self.divisor}" if self.divisor else ""

@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 
 
 def no_progress(done: int) -> None:
-    """Ignore progress."""
+    """The default progress callback, which does nothing."""
 
 
 class InvalidOutputs:
