@@ -3,8 +3,8 @@
     python -m benchmarks.imports [--rounds 5] [--model DIRECTORY --image FILE]
 
 Processor time of the process and its threads, user and system: the best of several rounds in which every contender
-starts once. With a model and an image, `hf-vit-seg predict` runs beside a script that loads the same model with the
-Auto classes and segments the same image.
+starts once. With a model and an image, `hf-vit-seg predict` is compared with a script that loads the same model
+with the Auto classes and segments the same image.
 """
 
 import os

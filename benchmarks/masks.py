@@ -4,7 +4,7 @@
 
 The model is ViT-S/16 with 100 queries, 512x512, one image, without masks in attention, as after training. Decoding is
 panoptic post-processing of 100 queries at 1024x2048, against transformers' EomtImageProcessor; the share of pixels of
-the same segment is printed beside the times.
+the same segment is printed with the times.
 """
 
 import tempfile

@@ -72,7 +72,7 @@ def save_ours(path: Path, variant: str, classes: int) -> None:
     architecture.image_processor["torchvision"]().save_pretrained(path)
 
 
-def write_ours(
+def export_ours(
     path: Path, weights: Path, forms: Sequence[Target], size: tuple[int, int] | None, labels: bool = False
 ) -> None:
     """Export our model, for one image size or for any."""
@@ -82,7 +82,7 @@ def write_ours(
     OnnxExporter().write(graph.eval(), Geometry(3, size, size and 1), torch.float32, path)
 
 
-def write_theirs(path: Path, weights: Path, size: tuple[int, int]) -> None:
+def export_theirs(path: Path, weights: Path, size: tuple[int, int]) -> None:
     """Export transformers' model for one size, with torch's exporter."""
     from transformers import SegformerForSemanticSegmentation
 
@@ -105,13 +105,13 @@ def programs(
     """Return the files of the selected programs by name, exported if necessary."""
     place, exporter = folder / f"{variant}_{classes}", RUNTIMES[runtime].exporter
     weights = make_once(place / "weights", lambda path: save_ours(path, variant, classes))
-    write = partial(write_ours, weights=weights, forms=exporter.forms)
+    write = partial(export_ours, weights=weights, forms=exporter.forms)
     own, name = place / runtime, f"{size[0]}x{size[1]}.onnx"
     files = {
         OURS: (own / f"ours_{name}", partial(write, size=size)),
         OPEN: (own / "ours.onnx", partial(write, size=None)),
         IN_GRAPH: (own / f"labels_{name}", partial(write, size=size, labels=True)),
-        THEIRS: (place / f"theirs_{name}", lambda path: write_theirs(path, weights, size)),
+        THEIRS: (place / f"theirs_{name}", lambda path: export_theirs(path, weights, size)),
     }
     return {who: make_once(*files[who]) for who in selected}
 
@@ -123,7 +123,7 @@ def write_eomt(path: Path, folder: Path, forms: Sequence[Target], size: tuple[in
     OnnxExporter().write(graph.eval(), Geometry(3, size, size and 1), torch.float32, path)
 
 
-def write_their_eomt(path: Path, folder: Path, size: tuple[int, int]) -> None:
+def export_their_eomt(path: Path, folder: Path, size: tuple[int, int]) -> None:
     """Export the mask logits of transformers' EoMT with torch's exporter, which cannot branch on a buffer's values."""
     masks = load_their_eomt(folder).eval()
     model: Any = masks.model
@@ -148,7 +148,7 @@ def eomt_programs(folder: Path, runtime: str) -> dict[str, Path]:
     files = {
         OURS: (place / runtime / "ours.onnx", partial(write_eomt, folder=weights, forms=forms, size=size)),
         OPEN: (place / runtime / "ours_any_size.onnx", partial(write_eomt, folder=weights, forms=forms, size=None)),
-        THEIRS: (place / "theirs.onnx", partial(write_their_eomt, folder=weights, size=size)),
+        THEIRS: (place / "theirs.onnx", partial(export_their_eomt, folder=weights, size=size)),
     }
     return {who: make_once(*parts) for who, parts in files.items()}
 

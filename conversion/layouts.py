@@ -20,11 +20,11 @@ Sizes = Mapping[str, int]
 
 
 class Layout(Protocol):
-    """An operation on the tensors of a rule."""
+    """An invertible operation on the tensors of a rule, such as a split or a transposition."""
 
     @property
     def inverse(self) -> "Layout":
-        """The inverse layout."""
+        """The layout that undoes this one, for export to the source's format."""
         ...
 
     def apply(self, tensors: Tensors, sizes: Sizes) -> Tensors:
@@ -34,11 +34,11 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class Identity:
-    """The identity."""
+    """The tensors unchanged."""
 
     @property
     def inverse(self) -> "Identity":
-        """The identity."""
+        """Itself."""
         return self
 
     def apply(self, tensors: Tensors, sizes: Sizes) -> Tensors:

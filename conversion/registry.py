@@ -71,7 +71,7 @@ def find_sources(name: str) -> list[tuple[Architecture, Source]]:
     return meant
 
 
-def fitting_form(source: Source, names: Collection[str]) -> Form | None:
+def find_form(source: Source, names: Collection[str]) -> Form | None:
     """Return the first form whose signature is present in `names`."""
     return next((form for form in source.forms if all(name in names for name in form.signature)), None)
 
@@ -83,7 +83,7 @@ def recognize(checkpoint: Checkpoint, name: str | None) -> DetectedFormat:
     found = [
         DetectedFormat(architecture, source, form)
         for architecture, source in candidates
-        if (form := fitting_form(source, names)) is not None
+        if (form := find_form(source, names)) is not None
     ]
     if not found:
         raise UnsupportedCheckpoint(unknown_format_message(checkpoint, candidates, name))

@@ -32,24 +32,24 @@ class Rule:
 
     @property
     def source_templates(self) -> tuple[Template, ...]:
-        """The templates of the source names."""
+        """Patterns of the source names; placeholders that occur in a target have the same value there."""
         words = collect_words(self.sources + self.targets)
         return tuple(compile_template(name, words) for name in self.sources)
 
     @property
     def target_templates(self) -> tuple[Template, ...]:
-        """The templates of the target names."""
+        """Patterns of the target names, to render with the values matched in the source names."""
         words = collect_words(self.sources + self.targets)
         return tuple(compile_template(name, words) for name in self.targets)
 
     @property
     def inverse(self) -> "Rule":
-        """The inverse rule."""
+        """The rule from targets to sources, for export to the source's format."""
         return replace(self, sources=self.targets, targets=self.sources, layout=self.layout.inverse)
 
 
 def rename(source: str, target: str, layout: Layout = SAME, *, optional: bool = False) -> Rule:
-    """Rename a tensor."""
+    """Return a rule for one tensor that keeps its values, apart from `layout`."""
     return Rule((source,), (target,), layout, optional)
 
 

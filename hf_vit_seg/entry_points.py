@@ -150,7 +150,7 @@ def load_all(group: str, accept: Callable[[Any], None], built_in: Collection[str
     return tuple(found)
 
 
-def first_of_each_name(group: str) -> dict[str, EntryPoint]:
+def entries_by_name(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of a group by name, not loaded."""
     return {entry.name: entry for entry in reversed(entries(group))}
 
@@ -241,7 +241,7 @@ __all__ = [
     "TransformRecord",
     "check_contract",
     "entries",
-    "first_of_each_name",
+    "entries_by_name",
     "implements",
     "installed_versions",
     "load",

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from hf_vit_seg.errors import HfVitSegError
 
-from .entry_points import Plugin, first_of_each_name, implements, load, load_all, subclass_of
+from .entry_points import Plugin, entries_by_name, implements, load, load_all, subclass_of
 
 MAX_COUNT = 10**9  # of steps, samples, pixels of a side, and everything else that is counted
 MAX_FACTOR = 1e9  # of learning rates, weights and the like: their products are numbers of float32
@@ -189,7 +189,7 @@ class Table(Generic[R]):
     @cached_property
     def rows(self) -> dict[str, type[R] | EntryPoint]:
         """All rows; plugins cannot replace built-in ones, and a broken plugin is an error only when it is used."""
-        return {**(first_of_each_name(self.group) if self.group else {}), **self.own}
+        return {**(entries_by_name(self.group) if self.group else {}), **self.own}
 
     def plugins(self) -> tuple[Plugin, ...]:
         """Load every plugin's row, or its error."""

@@ -170,7 +170,7 @@ class Loader(yaml.SafeLoader):
         return node
 
     def compose_alias(self, event: yaml.AliasEvent, index: Any) -> yaml.Node | None:
-        """Return the node of an alias."""
+        """Return the node that an alias refers to; ConstructorError inside the anchor itself."""
         node = self.anchors.get(event.anchor)
         if node is not None and id(node) not in self.lengths:
             problem = f"the alias *{shorten(event.anchor)} is inside its own anchor"

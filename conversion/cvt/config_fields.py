@@ -11,7 +11,7 @@ ASSUMED_FIELDS = ("num_attention_heads", "strides", "paddings", "stride_kv", "pa
 NORM_EPS = {"layer_norm_eps": 1e-5, "batch_norm_eps": 1e-5}
 
 
-def depths_of(state: Mapping[str, Tensor], prefix: str) -> list[int]:
+def infer_depths(state: Mapping[str, Tensor], prefix: str) -> list[int]:
     """Count the layers of each stage; KeyError if a layer is missing."""
     found = {(int(match[1]), int(match[2])) for name in state if (match := LAYER.match(name))}
     stages = 1 + max((stage for stage, _ in found), default=0)
@@ -26,7 +26,7 @@ def depths_of(state: Mapping[str, Tensor], prefix: str) -> list[int]:
 def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Infer config fields from the shapes of the translated tensors."""
     prefix = "cvt." if any(name.startswith("cvt.") for name in state) else ""
-    fields: dict[str, Any] = {"depths": depths_of(state, prefix)}
+    fields: dict[str, Any] = {"depths": infer_depths(state, prefix)}
     stages = [f"{prefix}stages.{stage}." for stage in range(len(fields["depths"]))]
     embeddings = [state[f"{stage}patch_embeddings.projection.weight"].shape for stage in stages]
     fields["num_channels"] = embeddings[0][1]

@@ -47,7 +47,7 @@ def find_state_dict(file: Path, content: Mapping[Any, Any], weights: str | None 
     meta = content.get("meta")
     result = StateDict({}, meta=meta if isinstance(meta, Mapping) else {})
     wanted = [weights] if weights else []
-    tensors = enter_entries(content, wanted, result)
+    tensors = unwrap_entries(content, wanted, result)
     check_tensors(file, tensors)
     check_size(file, {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()})
     result.tensors = select_parameters(strip_prefixes(file, tensors, wanted, result))
@@ -58,7 +58,7 @@ def find_state_dict(file: Path, content: Mapping[Any, Any], weights: str | None 
     return result
 
 
-def enter_entries(content: Mapping[Any, Any], wanted: list[str], result: StateDict) -> Mapping[Any, Any]:
+def unwrap_entries(content: Mapping[Any, Any], wanted: list[str], result: StateDict) -> Mapping[Any, Any]:
     """Follow the entries that contain state dicts; a chosen one is removed from `wanted`."""
     for _ in range(MAX_LEVELS):
         known = [name for name in (*ENTRIES, *AVERAGES) if is_entry(content, name)]
@@ -94,7 +94,7 @@ def check_tensors(file: Path, content: Mapping[Any, Any]) -> None:
             f"'{file}' has entries that are not tensors: {first_few(others)}; expected a flat dictionary of tensors, "
             f"or one under {' or '.join(ENTRIES[:3])}"
         )
-    unusual = [f"{name} ({reason})" for name, tensor in content.items() if (reason := unusual_kind(tensor))]
+    unusual = [f"{name} ({reason})" for name, tensor in content.items() if (reason := describe_unsupported(tensor))]
     if unusual:
         raise ConversionError(
             f"'{file}' has tensors that cannot be converted: {first_few(unusual)}; expected dense tensors of real "
@@ -102,7 +102,7 @@ def check_tensors(file: Path, content: Mapping[Any, Any]) -> None:
         )
 
 
-def unusual_kind(tensor: Tensor) -> str:
+def describe_unsupported(tensor: Tensor) -> str:
     """Describe what prevents the conversion of a tensor; empty for a plain one."""
     if tensor.layout != torch.strided or tensor.is_nested:
         return f"sparse or nested, {tensor.layout}"

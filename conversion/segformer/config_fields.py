@@ -36,7 +36,7 @@ RELEASED_NUMERICS = {
 }
 
 
-def depths_of(state: Mapping[str, Tensor], prefix: str) -> list[int]:
+def infer_depths(state: Mapping[str, Tensor], prefix: str) -> list[int]:
     """Count the layers of each stage; KeyError if a layer is missing."""
     layers: dict[int, set[int]] = {}
     for name in state:
@@ -53,7 +53,7 @@ def depths_of(state: Mapping[str, Tensor], prefix: str) -> list[int]:
 def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Infer config fields from the shapes of the translated tensors."""
     prefix = "segformer." if any(name.startswith("segformer.") for name in state) else ""
-    fields: dict[str, Any] = {"depths": depths_of(state, prefix)}
+    fields: dict[str, Any] = {"depths": infer_depths(state, prefix)}
     stages = [f"{prefix}stages.{stage}." for stage in range(len(fields["depths"]))]
     projections = [state[f"{stage}patch_embeddings.projection.weight"].shape for stage in stages]
     fields["num_channels"] = projections[0][1]

@@ -193,8 +193,8 @@ def saved_settings(processor: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {name: rectangle(kept[name]) for name in ("size", "crop_size") if name in kept}
 
 
-def usual(model: str, labels: LabelSet | None) -> dict[str, Any]:
-    """Return the usual settings: a square for segmentation, a 224 crop of 256 for classification."""
+def default_settings(model: str, labels: LabelSet | None) -> dict[str, Any]:
+    """Return the default settings: a square for segmentation, a 224 crop of 256 for classification."""
     if model in SEGMENTERS:
         height, width = labels.image_size if labels and labels.image_size else (SQUARE, SQUARE)
         return {"size": {"height": height, "width": width}, "resample": BILINEAR, **IMAGENET}
@@ -216,7 +216,7 @@ def settings(
     reference: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the settings of the image processor: from preprocessor_config.json, or else the reference's."""
-    chosen = saved_settings(processor) or usual(model, labels) | dict(reference)
+    chosen = saved_settings(processor) or default_settings(model, labels) | dict(reference)
     if model not in SEGMENTERS or labels is None:
         return chosen
     reduce = processor.get("do_reduce_labels", processor.get("reduce_labels"))

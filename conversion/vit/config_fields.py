@@ -159,7 +159,7 @@ def check_registers(fields: Mapping[str, Any], positions: int, grid: Callable[[i
 
 
 def stem_stride(fields: Mapping[str, Any]) -> int:
-    """Return the stride of the stem."""
+    """Return the stride of the ResNet stem: 4, doubled by each stage after the first; 1 without a stem."""
     return 4 * 2 ** max(len(fields["stem_depths"]) - 1, 0) if "stem_depths" in fields else 1
 
 

@@ -44,7 +44,7 @@ def infer_from_source(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def rules() -> tuple[Rule, ...]:
-    """Return the rules."""
+    """Return the rules of all parts: encoder, upscaling blocks, queries and heads."""
     upscale, target = NETWORK + "upscale.{block}.", "vit."
     return (
         *timm_tokens(BACKBONE, target),

@@ -41,8 +41,8 @@ def encoder(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
-def others() -> tuple[Rule, ...]:
-    """Return the rules of further heads in files trained on several datasets."""
+def other_heads() -> tuple[Rule, ...]:
+    """Return the rules that drop the heads of other datasets."""
     head = "associate_keypoint_heads.{number}."
     return (
         drop(head + "deconv_layers.{part}." + BATCH_NORM, OTHER_HEADS, optional=True),
@@ -76,7 +76,7 @@ SOURCE = Source(
         Form(
             model=POSE,
             signature=("backbone.last_norm.weight", HEAD + "deconv_layers.0.weight"),
-            rules=(*encoder("backbone.", "vit."), *CLASSIC, FINAL, *others()),
+            rules=(*encoder("backbone.", "vit."), *CLASSIC, FINAL, *other_heads()),
             settings={**ENCODER, "pose_head": "classic"},
             labels=KEYPOINTS,
             write=write_with_meta,
@@ -84,7 +84,7 @@ SOURCE = Source(
         Form(
             model=POSE,
             signature=("backbone.last_norm.weight", HEAD + "final_layer.weight"),
-            rules=(*encoder("backbone.", "vit."), FINAL, *others()),
+            rules=(*encoder("backbone.", "vit."), FINAL, *other_heads()),
             settings={**ENCODER, "pose_head": "simple"},
             labels=KEYPOINTS,
             write=write_with_meta,

@@ -300,10 +300,10 @@ def predict(
     from hf_vit_seg.directory_lock import lock_directory
     from hf_vit_seg.inference.batch.console import requires_shards, share_of_processes
     from hf_vit_seg.inference.batch.run import BatchRun
-    from hf_vit_seg.inference.console import protocol_from_text, run, run_task
+    from hf_vit_seg.inference.console import PredictRun, predict_jobs, protocol_from_text
     from hf_vit_seg.inference.dense.protocols import Protocol
     from hf_vit_seg.inference.files.map_coordinates import PolygonCoordinates
-    from hf_vit_seg.inference.files.prediction import PredictOptions, refuse_options
+    from hf_vit_seg.inference.files.prediction import PredictOptions, check_task_options
     from hf_vit_seg.inference.files.tables import table_paths
     from hf_vit_seg.inference.runtimes import find_task
 
@@ -339,7 +339,7 @@ def predict(
         flip=flip or None,
     )
     task = find_task(model)
-    refuse_options(task, predict_options, chosen != Protocol())
+    check_task_options(task, predict_options, chosen != Protocol())
     options_of_shards = {
         "--format": result_format,
         "--workers": workers,
@@ -380,16 +380,20 @@ def predict(
     folder = Path(out)
     with lock_directory(folder):
         tables = table_paths(task, folder)
-        planned = plan_jobs(images, folder, overwrite, skip_existing, videos=frame_rate is not None, tables=tables)
-        if task in ("segmentation", "instance"):
-            jobs = [job for job in planned if not (skip_existing and job.done)]
-            code = run(
-                model, device, dtype.value, jobs, predict_options, folder, chosen, convert=convert_model, task=task
+        jobs = plan_jobs(images, folder, overwrite, skip_existing, videos=frame_rate is not None, tables=tables)
+        code = predict_jobs(
+            PredictRun(
+                task=task,
+                jobs=jobs,
+                options=predict_options,
+                out=folder,
+                protocol=chosen,
+                device=device,
+                dtype=dtype.value,
+                convert=convert_model,
+                skip_existing=skip_existing,
             )
-        else:
-            code = run_task(
-                task, model, device, dtype.value, planned, skip_existing, predict_options, folder, convert=convert_model
-            )
+        )
     raise typer.Exit(code)
 
 
@@ -434,7 +438,7 @@ def plan_jobs(
     folders = [Path(name) for name in images if videos and os.path.isdir(name)]
     found = find_images([name for name in images if Path(name) not in folders], skip=out)
     jobs = plan([*(ImageFile(folder, Path(folder.resolve().name)) for folder in folders), *found], out, tables)
-    existing = [path for job in jobs if (path := job.existing)]
+    existing = [path for job in jobs if (path := job.existing_result)]
     if existing and not overwrite and not skip_existing:
         raise HfVitSegError(
             f"{len(existing)} of {len(jobs)} images already have results, such as {existing[0]}; pass --overwrite or "

@@ -63,7 +63,7 @@ def wrong_arguments(page: gr.Blocks, call: dict[str, Any], name: str) -> Refusal
 
 
 def json_type(value: Any) -> str:
-    """Return the JSON type of a value."""
+    """Return the name of a value's JSON type with its article, for messages."""
     types = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return types.get(type(value), "a number")
 

@@ -66,7 +66,7 @@ class ReadingProcess:
             view = view[count:]
         return torch.from_numpy(pixels)
 
-    def read(self, path: Path, bands: int) -> torch.Tensor:
+    def read(self, path: Path, channels: int) -> torch.Tensor:
         """See `Readers.read`."""
         late = threading.Event()
 
@@ -77,7 +77,7 @@ class ReadingProcess:
         timer = threading.Timer(SECONDS_READING, end)
         timer.start()
         try:
-            self.requests.write(json.dumps([str(path), bands]).encode() + b"\n")
+            self.requests.write(json.dumps([str(path), channels]).encode() + b"\n")
             self.requests.flush()
             answer = self.answer()
             if "failure" in answer:
@@ -116,7 +116,7 @@ class Readers:
         atexit.register(self.close)
 
     def start(self) -> None:
-        """Start the processes now, beside all else."""
+        """Start the processes in the background."""
         for _ in range(self.idle.qsize()):
             threading.Thread(target=self.warm, daemon=True).start()
 
@@ -128,8 +128,8 @@ class Readers:
         finally:
             self.idle.put(process)
 
-    def read(self, path: Path, bands: int) -> torch.Tensor:
-        """Read an image file as pixels (C, H, W) with C = `bands`, within the demo's limits of size, memory and time.
+    def read(self, path: Path, channels: int) -> torch.Tensor:
+        """Read an image file as pixels (C, H, W), within the demo's limits of size, memory and time.
 
         ImageFileError or TimeLimitError in one sentence.
         """
@@ -139,7 +139,7 @@ class Readers:
             raise TimeLimitError("the server is busy with other images: try again later") from None
         try:
             process = ensure_running(process)
-            return process.read(path, bands)
+            return process.read(path, channels)
         finally:
             self.idle.put(process)
 
@@ -171,10 +171,10 @@ def limit_memory() -> None:
         return
 
 
-def read_image_answer(path: Path, bands: int) -> tuple[dict[str, Any], np.ndarray | None]:
+def read_image_answer(path: Path, channels: int) -> tuple[dict[str, Any], np.ndarray | None]:
     """Read an image: the header of the answer, and the pixels that follow it."""
     try:
-        pixels = read_pixels(path, bands, MAX_UPLOAD_PIXELS).contiguous().numpy()
+        pixels = read_pixels(path, channels, MAX_UPLOAD_PIXELS).contiguous().numpy()
     except ImageSizeError as error:
         return {"error": error.fact}, None
     except ImageFileError as error:
@@ -195,8 +195,8 @@ def serve() -> None:
         answers.write(b"{}\n")
         answers.flush()
         for line in sys.stdin.buffer:
-            path, bands = json.loads(line)
-            header, pixels = read_image_answer(Path(path), bands)
+            path, channels = json.loads(line)
+            header, pixels = read_image_answer(Path(path), channels)
             answers.write(json.dumps(header).encode() + b"\n")
             if pixels is not None:
                 answers.write(pixels.reshape(-1).view(np.uint8).data)

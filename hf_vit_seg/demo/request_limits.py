@@ -72,7 +72,7 @@ class RequestLimits:
             )
         if is_call(path) and scope["method"] == "POST":
             return await self.call(path, scope, receive, send)
-        return await self.limited(scope, receive, send, MAX_JSON_BYTES)
+        return await self.forward_limited(scope, receive, send, MAX_JSON_BYTES)
 
     async def call(self, path: str, scope: Message, receive: Any, send: Any) -> None:
         """Pass a call on if its body has the right form and its function exists."""
@@ -82,19 +82,19 @@ class RequestLimits:
         except (BodyTooLargeError, TooSlowError) as error:
             return await refuse(body.rest(error), send, *answer_to(error, MAX_JSON_BYTES))
         if refusal := call_refusal(self.page, path, content):
-            return await refuse(ended, send, *refusal)
+            return await refuse(receive_empty, send, *refusal)
         first: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
 
-        async def replayed() -> Message:
+        async def receive_again() -> Message:
             return first.pop() if first else await receive()
 
-        await self.limited(scope, replayed, send, MAX_JSON_BYTES)
+        await self.forward_limited(scope, receive_again, send, MAX_JSON_BYTES)
 
     async def upload(self, scope: Message, receive: Any, send: Any) -> None:
         """Pass an upload on while there is space for it."""
         expected = content_length(scope)
         if expected is None:
-            return await refuse(receive, send, 411, "an upload states its size: send it with Content-Length")
+            return await refuse(receive, send, 411, "an upload requires the header Content-Length")
         if expected > MAX_UPLOAD_BYTES:
             return await refuse(receive, send, 413, f"an upload has at most {MAX_FILES} files of {MEGABYTES} MB each")
         used = await asyncio.to_thread(upload_folder.bytes_used, Path(get_upload_folder()))
@@ -113,8 +113,8 @@ class RequestLimits:
         finally:
             self.arrived -= body.size
 
-    async def limited(self, scope: Message, receive: Any, send: Any, max_bytes: int) -> None:
-        """Pass a request on if its body has at most `max_bytes` bytes, and they do not come too slowly."""
+    async def forward_limited(self, scope: Message, receive: Any, send: Any, max_bytes: int) -> None:
+        """Pass a request on if its body has at most `max_bytes` bytes, and arrives in time."""
         await self.forward(scope, LimitedBody(receive, max_bytes), send)
 
     async def forward(
@@ -126,13 +126,13 @@ class RequestLimits:
         """
         started = False
 
-        async def noted(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self.app(scope, body.receive, noted)
+            await self.app(scope, body.receive, send_and_note)
         except ClientDisconnect:
             return
         except Exception as error:
@@ -175,7 +175,7 @@ class LimitedBody:
 
     def rest(self, error: Exception) -> Any:
         """Return the function that receives the rest of the body after an error."""
-        return ended if self.has_ended or isinstance(error, TooSlowError) else self.unlimited
+        return receive_empty if self.has_ended or isinstance(error, TooSlowError) else self.unlimited
 
 
 async def receive_in_time(receive: Any, end: float) -> Message:
@@ -187,15 +187,15 @@ async def receive_in_time(receive: Any, end: float) -> Message:
         raise TooSlowError from None
 
 
-async def ended() -> Message:
-    """Nothing follows a body that was read."""
+async def receive_empty() -> Message:
+    """Return an empty last part, for a body that was read."""
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
 def answer_to(error: Exception, max_bytes: int) -> tuple[int, str]:
     """Return the status and the message for a request that failed before it was answered."""
     if isinstance(error, TooSlowError):
-        return 408, "the data came too slowly: send them again"
+        return 408, "the request timed out: send it again"
     if isinstance(error, FolderFullError):
         return 507, str(error)
     if isinstance(error, BodyTooLargeError):

@@ -144,7 +144,7 @@ class ImageTab(Generic[Result]):
         raise NotImplementedError
 
     def view(self, found: SegmentedFile[Result], about: ModelFacts) -> dict[str, Any]:
-        """Return the view of a result."""
+        """Return the properties of the HTML view: image, classes or objects, and caption."""
         raise NotImplementedError
 
     def rows(self, found: SegmentedFile[Result]) -> list[list[Any]]:

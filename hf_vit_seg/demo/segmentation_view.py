@@ -1,4 +1,4 @@
-"""The picture of a segmentation in a browser: photo, colors, legend with bars, and what is under the pointer.
+"""The picture of a segmentation in a browser: photo, colors, legend with bars, and the class under the pointer.
 
 The browser gets a small photo, and a map of the same size whose values are rows of the legend, or numbers of objects;
 it draws the rest itself (view/view.js). gradio's own AnnotatedImage writes a picture of full size for every class,
@@ -82,7 +82,7 @@ def scene_of(
 ) -> tuple[tuple[int, int], dict[str, Any]]:
     """Return the (width, height) of the shown picture, and the entries of a view that all results have."""
     if image is None:
-        raise HfVitSegError("There is no picture to lay colors over: the input was no RGB or gray image")
+        raise HfVitSegError("An overlay requires an RGB or gray image, and the input was not one")
     size = display_size(image.size, MAX_SIDE, enlarge=True)
     photo = image_url(resize_for_display(image.convert("RGB"), size), "JPEG", quality=88)
     return size, {"name": name, "caption": caption, "about": about.text, "card": about.card, "photo": photo}

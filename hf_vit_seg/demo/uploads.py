@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class ForeignFileError(HfVitSegError):
-    """A file that is no upload to this server; the sentence is the same whether it exists or not."""
+    """A file that was not uploaded to this server; the sentence is the same whether it exists or not."""
 
     def __init__(self) -> None:
         super().__init__("the file was not uploaded to this server, or has been deleted since: upload it again")

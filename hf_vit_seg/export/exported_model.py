@@ -158,7 +158,7 @@ def object_outputs(segmenter: InstanceSegmenter) -> tuple[str, ...]:
     output = type(segmenter.outputs(random_images(1, segmenter.channels, *size, seed=0)))
     if output not in OBJECT_OUTPUTS:
         known = " and ".join(each.__name__ for each in OBJECT_OUTPUTS)
-        raise RecordError(f"the model returns {output.__name__}, but programs are made of {known}")
+        raise RecordError(f"the model returns {output.__name__}, but only {known} can be exported")
     return output.exported
 
 

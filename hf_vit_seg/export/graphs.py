@@ -76,7 +76,7 @@ class LabelGraph(nn.Module):
         self.model, self.size = model, size
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return the labels."""
+        """Return the label maps at `size`, or at the size of the pixel values (B, C, H, W)."""
         logits = self.model(pixel_values).logits
         return resize_to_labels(logits.float(), self.size or pixel_values.shape[-2:])
 

@@ -69,7 +69,7 @@ class Parity:
 
     @property
     def mean_agreement(self) -> float:
-        """The mean of the cases' agreements."""
+        """The share of pixels with equal labels, averaged over the cases; 0 without cases."""
         return sum(case.agreement for case in self.cases) / max(len(self.cases), 1)
 
     @property

@@ -226,8 +226,8 @@ def label_rows(model: ModelDirectory) -> Iterator[list[str]]:
     palette = class_palette(own, max(labels, default=0) + 1)
     for index, name in labels.items():
         color = ["#{:02x}{:02x}{:02x}".format(*palette[index])] if own else []
-        partner = [in_cell(labels.get(mirrored.get(index, index), ""))] if mirrored else []
-        yield [str(index), in_cell(name), *(partner or color)]
+        partner = [escape_cell(labels.get(mirrored.get(index, index), ""))] if mirrored else []
+        yield [str(index), escape_cell(name), *(partner or color)]
 
 
 def label_column(model: ModelDirectory) -> str:
@@ -274,7 +274,7 @@ def report_facts(report: MetricsReport) -> dict[str, Any]:
         "about": about_data(report),
         "scores": [(title_of(name), decimal(value)) for name, value in report.numbers().items()],
         "columns": header[1:],
-        "rows": [[in_cell(name), *cells] for name, *cells in rows] if has_scores else [],
+        "rows": [[escape_cell(name), *cells] for name, *cells in rows] if has_scores else [],
     }
 
 
@@ -284,7 +284,7 @@ def about_data(report: MetricsReport) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def in_cell(text: str) -> str:
+def escape_cell(text: str) -> str:
     """Escape text for a cell of a Markdown table."""
     return str(text).replace("|", "\\|").replace("\n", " ")
 

@@ -25,12 +25,12 @@ def intended_use(model: ModelDirectory) -> str:
     """Describe what the model is for."""
     purpose = HEADS[model.auto_class].purpose
     subject = model.recipe.data.description if model.recipe else None
-    images = f" Use it for images like those it was trained on: {in_line(subject)}." if subject else ""
+    images = f" Use it for images like those it was trained on: {to_phrase(subject)}." if subject else ""
     return f"The model {purpose}.{images}"
 
 
 def limits(model: ModelDirectory) -> Iterator[str]:
-    """Yield sentences on what the model cannot do, or what is not known of it."""
+    """Yield sentences about what the model cannot do, and what is unknown about it."""
     if limit := HEADS[model.auto_class].limit:
         yield limit
     if not model.reports:
@@ -44,7 +44,7 @@ def limits(model: ModelDirectory) -> Iterator[str]:
     scores = report.class_columns().get("iou", np.array([]))
     weak = [(float(scores[index]), report.names[index]) for index in np.flatnonzero(scores < WEAK)]
     if weak:
-        shown = ", ".join(f"{in_line(name)} ({score:.2f})" for score, name in sorted(weak)[:MAX_CLASSES])
+        shown = ", ".join(f"{to_phrase(name)} ({score:.2f})" for score, name in sorted(weak)[:MAX_CLASSES])
         more = f", and {len(weak) - MAX_CLASSES} more" if len(weak) > MAX_CLASSES else ""
         yield f"Classes with an IoU below {WEAK} on the {report.split} split: {shown}{more}."
 
@@ -57,9 +57,11 @@ def training_data(model: ModelDirectory) -> str:
         return f"{datasets}." if datasets else ""
     count = model.details.get("training_samples")
     images = f"{count:,} samples" if isinstance(count, int) else ""
-    described = in_line(data.description) if data.description else ""
+    described = to_phrase(data.description) if data.description else ""
     parts = [part for part in (described, datasets, images) if part] or ["local files"]
-    license = f"License of the data: {in_line(data.license)}" if data.license else "The license of the data is unknown"
+    license = (
+        f"License of the data: {to_phrase(data.license)}" if data.license else "The license of the data is unknown"
+    )
     return f"{'; '.join(parts)}. {license}."
 
 
@@ -124,7 +126,7 @@ def package_bibtex() -> str:
     )
 
 
-def in_line(text: str) -> str:
+def to_phrase(text: str) -> str:
     """Return a text without line breaks and final period, for a sentence."""
     return " ".join(text.split()).rstrip(".")
 

@@ -13,7 +13,7 @@ from hf_vit_seg.inference.batch.outputs import DATA, shard_file
 from hf_vit_seg.inference.batch.shard import read_status
 from hf_vit_seg.inference.batch.storage import Storage
 
-from .card_text import in_line
+from .card_text import to_phrase
 from .repository import Content, PushError, Target, commit, resolve_target
 
 PATTERN = "train-*.parquet"
@@ -99,12 +99,12 @@ def dataset_card(files: list[Path], repo: str) -> str:
     images = sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
     model = about["model"]
     shown = (
-        f"`{in_line(model)}`"
+        f"`{to_phrase(model)}`"
         if model.startswith(".") or "/" not in model
         else f"[{model}](https://huggingface.co/{model})"
     )
     rows = (
-        f"| {index} | {in_line(name)} | #{''.join(f'{value:02x}' for value in color)} |"
+        f"| {index} | {to_phrase(name)} | #{''.join(f'{value:02x}' for value in color)} |"
         for index, (name, color) in enumerate(zip(about["names"], about["palette"], strict=True))
     )
     title = repo.partition("/")[2] or repo

@@ -103,7 +103,7 @@ class EndpointHandler:
         probabilities = class_probabilities(outputs, len(self.names))  # (K, h, w)
         for index in labels.unique().tolist():
             mask = labels == index
-            # A single output is the probability of its class, labeled 1; the other pixels are no segment.
+            # A single output is the probability of its class, labeled 1; the other pixels belong to no segment.
             place = index - 1 if len(self.names) == 1 else index
             if place not in self.names:
                 continue

@@ -13,7 +13,7 @@ class Head:
     """One kind of model.
 
     `tag` is the Hub's pipeline tag; `pipeline` is true if transformers has a pipeline with this name for the models.
-    `purpose` says in the card what the model computes, and `limit` what it cannot tell.
+    `purpose` and `limit` are sentences of the card: what the model computes, and what it does not.
     `use` is Python code that follows `outputs = model(...)` in the card.
     """
 

@@ -150,7 +150,7 @@ class ModelDirectory:
 
     @property
     def model_class(self) -> type:
-        """The class of the model."""
+        """The class to publish: for models that predict objects, the one with semantic outputs."""
         kind = model_classes(self.config)[self.auto_class]
         predicts_objects = getattr(self.config, "decode_head", None) in OBJECT_HEADS
         return SEMANTIC_MODELS.get(kind, kind) if predicts_objects else kind

@@ -55,13 +55,13 @@ def readable_part(path: str, file: Path | bytes) -> bytes:
 
 def private_patterns(directory: Path | None) -> dict[str, re.Pattern[bytes]]:
     """Return patterns of text that must not be published, by their name in messages."""
-    patterns = {f"the value of {name}": any_of(spellings(value)) for name, value in secrets().items()}
+    patterns = {f"the value of {name}": match_any(spellings(value)) for name, value in secrets().items()}
     patterns["an access token of the Hub"] = HUB_TOKEN
     for folder in private_folders(directory):
-        within = rb"(?<![\w.~-])" + any_of(spellings(folder)).pattern + rb"(?![\w-]|\.\w)"
+        within = rb"(?<![\w.~-])" + match_any(spellings(folder)).pattern + rb"(?![\w-]|\.\w)"
         patterns[f"a path of this machine ({folder})"] = re.compile(within)
     if host := host_name():
-        within = rb"(?<![\w-])" + any_of(spellings(host)).pattern + rb"(?![\w-])"
+        within = rb"(?<![\w-])" + match_any(spellings(host)).pattern + rb"(?![\w-])"
         patterns[f"the name of this machine ({host})"] = re.compile(within)
     return patterns
 
@@ -95,7 +95,7 @@ def spellings(text: str) -> set[str]:
     return {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], quote(text)}
 
 
-def any_of(texts: set[str]) -> re.Pattern[bytes]:
+def match_any(texts: set[str]) -> re.Pattern[bytes]:
     """Return a pattern of any of these texts."""
     return re.compile(b"(?:" + b"|".join(re.escape(text.encode()) for text in sorted(texts)) + b")")
 

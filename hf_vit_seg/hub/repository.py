@@ -99,12 +99,12 @@ def hub_errors(repo_id: str, uploaded: bool = False) -> Iterator[None]:
         raise PushError(f"{repo_id} does not exist or is private; log in with hf auth login ({error})") from error
     except (HTTPError, OSError, ValueError, RuntimeError) as error:  # failed uploads raise RuntimeError
         reason = " ".join(f"{error} {error.__cause__ or ''}".split())[:400] or type(error).__name__
-        if uploaded and is_lost_answer(error):
+        if uploaded and may_have_succeeded(error):
             raise PushError(f"{repo_id} may have the new files: no response from the Hub ({reason})") from error
         raise PushError(f"{repo_id} is unchanged: {reason}. Run the same command again to resume") from error
 
 
-def is_lost_answer(error: Exception) -> bool:
+def may_have_succeeded(error: Exception) -> bool:
     """Return whether the Hub received a request but its result is unknown."""
     response = getattr(error, "response", None)
     return isinstance(error, HTTPError) and (response is None or response.status_code >= 500)

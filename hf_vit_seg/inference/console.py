@@ -2,8 +2,9 @@
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.classification_and_pose import classify, estimate_poses
 from hf_vit_seg.inference.files.objects import predict_objects
 from hf_vit_seg.inference.files.prediction import Job, Outcome, PredictOptions, failed_outcome, predict
-from hf_vit_seg.inference.files.tables import write_tables
+from hf_vit_seg.inference.files.tables import TABLES, write_tables
 from hf_vit_seg.inference.tiles.objects import predict_tiled_objects
 from hf_vit_seg.inference.tiles.prediction import Progress as TileProgress
 from hf_vit_seg.inference.tiles.prediction import needs_tiles, predict_tiled
@@ -63,118 +64,114 @@ def option_name(field: re.Match[str]) -> str:
     return "--protocol" if field[1] == "preset" else f"--{field[1].replace('_', '-')}"
 
 
-def run_task(
-    task: str,
-    model: str,
-    device: str | None,
-    dtype: str,
-    planned: Sequence[Job],
-    skip_existing: bool,
-    options: PredictOptions,
-    out: Path,
-    *,
-    convert: bool = True,
-) -> int:
-    """Run the jobs of a classification or pose model, see `run`, and write the tables.
+@dataclass(frozen=True)
+class PredictRun:
+    """A call of `predict` that runs in this process: the jobs of a model, and the settings to load it with.
 
-    With `skip_existing`, images that have results and earlier rows of the tables are kept.
+    With `skip_existing`, jobs that have results are skipped, and earlier rows of tables are kept.
     """
-    console = status_console()
-    jobs = [job for job in planned if not (skip_existing and job.done)]
+
+    task: str
+    jobs: Sequence[Job]
+    options: PredictOptions
+    out: Path
+    protocol: Protocol
+    device: str | None
+    dtype: str
+    convert: bool
+    skip_existing: bool
+
+    @property
+    def pending(self) -> list[Job]:
+        """The jobs to run."""
+        return [job for job in self.jobs if not (self.skip_existing and job.done)]
+
+    def write_tables(self, failed: Set[Job] = frozenset()) -> None:
+        """Write the tables of the task, if it has any, over all jobs except those that failed."""
+        if self.task in TABLES:
+            write_tables(self.task, [job for job in self.jobs if job not in failed], self.out, self.skip_existing)
+
+    def print_result(self, images: int, failures: "Failures | None", seconds: float, device: Any) -> None:
+        """Print the numbers of images and of those with results, and the errors of the others as JSON."""
+        errors = [] if failures is None else failures.errors
+        counts = {"images": images, "done": images - len(errors), "errors": errors, "seconds": round(seconds, 3)}
+        where = {"device": None if device is None else str(device)}
+        print_json(lambda: {"task": self.task, "out": str(self.out), **counts, **where})
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A loaded model, and the functions that write the results of its jobs; without `tiles`, images are never tiled.
+
+    `done` is the participle for the summary, such as "segmented".
+    """
+
+    model: Any
+    done: str
+    images: Callable[[Sequence[Job], PredictOptions], Iterator[Outcome]]
+    tiles: Callable[[Job, PredictOptions], Iterator[TileProgress]] | None = None
+
+    @property
+    def supports_video(self) -> bool:
+        """Whether frames of videos can be predicted."""
+        return isinstance(self.model, Segmenter | InstanceSegmenter)
+
+
+def load_predictor(run: PredictRun) -> Predictor:
+    """Load the model of a task. Raises ModelError or PredictionError."""
+    name, loading = run.options.model, {"convert": run.convert}
+    if run.task == "classification":
+        model: Any = Classifier.from_pretrained(name, run.device, run.dtype, **loading)
+        return Predictor(model, "classified", partial(classify, model))
+    if run.task == "pose":
+        model = PoseEstimator.from_pretrained(name, run.device, run.dtype, **loading)
+        return Predictor(model, "searched for keypoints", partial(estimate_poses, model))
+    if run.task == "instance":
+        threshold = THRESHOLD if run.options.threshold is None else run.options.threshold
+        model = InstanceSegmenter.from_pretrained(name, run.device, run.dtype, threshold, run.protocol, **loading)
+        return Predictor(model, "segmented", partial(predict_objects, model), partial(predict_tiled_objects, model))
+    model = Segmenter.from_pretrained(name, run.device, run.dtype, run.protocol, **loading)
+    return Predictor(model, "segmented", partial(predict, model), partial(predict_tiled, model))
+
+
+def predict_jobs(run: PredictRun) -> int:
+    """Load the model, run the pending jobs, report failures, and return the exit code."""
+    console, jobs, options = status_console(), run.pending, run.options
     if not jobs:
-        write_tables(task, planned, out, skip_existing)
+        run.write_tables()
         console.print(NOTHING)
-        print_json(lambda: result_content(task, out, 0, 0, [], 0.0, None))
+        run.print_result(0, None, 0.0, None)
         return DONE
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    start, failed = time.perf_counter(), set[Job]()
-    if task == "classification":
-        loaded: Any = Classifier.from_pretrained(model, device, dtype, convert=convert)
-        predict_images, done_word = partial(classify, loaded), "classified"
-    else:
-        loaded = PoseEstimator.from_pretrained(model, device, dtype, convert=convert)
-        predict_images, done_word = partial(estimate_poses, loaded), "searched for keypoints"
-    videos = [job for job in jobs if is_video(job)]
-    outcomes = predict_images([job for job in jobs if job not in videos], options)
-    with show_progress() as progress:
-        failures = Failures(progress)
-        show(collect_failures(outcomes, failed), len(jobs) - len(videos), failures, "predicting")
-        for job in videos:
-            failures.add(f"{job.image.path}: videos require a segmentation model; extract its frames", None)
-    write_tables(task, [job for job in planned if job not in failed and job not in videos], out, skip_existing)
-    seconds, done = time.perf_counter() - start, len(jobs) - failures.count
-    console.print(
-        f"{done} of {len(jobs)} images {done_word} in {seconds:.1f} s on {loaded.device}, results in {escape(str(out))}"
-    )
-    print_json(lambda: result_content(task, out, len(jobs), done, failures.errors, seconds, loaded.device))
-    return failures.exit_code
-
-
-def collect_failures(outcomes: Iterator[Outcome], failed: set[Job]) -> Iterator[Outcome]:
-    """Pass outcomes on, and add the jobs of failures to a set."""
-    for outcome in outcomes:
-        if outcome.error is not None:
-            failed.add(outcome.job)
-        yield outcome
-
-
-def run(
-    model: str,
-    device: str | None,
-    dtype: str,
-    jobs: Sequence[Job],
-    options: PredictOptions,
-    out: Path,
-    protocol: Protocol | None = None,
-    *,
-    convert: bool = True,
-    task: str = "segmentation",
-) -> int:
-    """Run all jobs of a model for segmentation or objects, report failures, and return the exit code."""
-    console = status_console()
-    if not jobs:
-        console.print(NOTHING)
-        print_json(lambda: result_content(task, out, 0, 0, [], 0.0, None))
-        return DONE
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    segmenter = load_segmenter(task, model, device, dtype, options, protocol or Protocol(), convert)
-    finds_objects = isinstance(segmenter, InstanceSegmenter)
-    predict_images: Any = predict_objects if finds_objects else predict
-    predict_large: Any = predict_tiled_objects if finds_objects else predict_tiled
+    predictor = load_predictor(run)
     start = time.perf_counter()
     videos = [job for job in jobs if is_video(job)]
-    tiled = [job for job in jobs if job not in videos and needs_tiles(job, options)]
+    tiled = [job for job in jobs if predictor.tiles and job not in videos and needs_tiles(job, options)]
     whole = [job for job in jobs if job not in videos and job not in tiled]
+    outcomes = predictor.images(whole, options)
     with show_progress() as progress:
         failures = Failures(progress)
-        show(predict_images(segmenter, whole, options), len(whole), failures)
+        show(outcomes, len(whole), failures)
         for job in tiled:
-            show_tiles(predict_large(segmenter, job, options), job, failures)
+            assert predictor.tiles is not None
+            show_tiles(predictor.tiles(job, options), job, failures)
         for job in videos:
-            show_video(segmenter, job, options, failures)
-    seconds = time.perf_counter() - start
-    done = len(jobs) - failures.count
+            show_video(predictor, job, options, failures)
+    run.write_tables(failures.jobs)
+    seconds, device = time.perf_counter() - start, predictor.model.device
     if failures.pixel_polygons:
         console.print(
             f"{failures.pixel_polygons} of {len(jobs)} images have no known coordinate reference system: their "
             "polygons are in pixels, x to the right and y down"
         )
+    done, kind = len(jobs) - len(failures.errors), "files" if videos and predictor.supports_video else "images"
     console.print(
-        f"{done} of {len(jobs)} {'files' if videos else 'images'} segmented in {seconds:.1f} s on {segmenter.device}, "
-        f"results in {escape(str(out))}"
+        f"{done} of {len(jobs)} {kind} {predictor.done} in {seconds:.1f} s on {device}, results in "
+        f"{escape(str(run.out))}"
     )
-    print_json(lambda: result_content(task, out, len(jobs), done, failures.errors, seconds, segmenter.device))
+    run.print_result(len(jobs), failures, seconds, device)
     return failures.exit_code
-
-
-def result_content(
-    task: str, out: Path, images: int, done: int, errors: Sequence[str], seconds: float, device: Any
-) -> dict[str, Any]:
-    """Return the JSON value of a run: numbers of images and of those with results, and the errors of the others."""
-    counts = {"images": images, "done": done, "errors": list(errors), "seconds": round(seconds, 3)}
-    return {"task": task, "out": str(out), **counts, "device": None if device is None else str(device)}
 
 
 def show_progress() -> Progress:
@@ -183,43 +180,27 @@ def show_progress() -> Progress:
     return Progress(*COLUMNS, console=console, transient=True, disable=is_quiet())
 
 
-def load_segmenter(
-    task: str,
-    model: str,
-    device: str | None,
-    dtype: str,
-    options: PredictOptions,
-    protocol: Protocol,
-    convert: bool,
-) -> Segmenter | InstanceSegmenter:
-    """Load a model for segmentation or objects with a protocol. Raises ModelError or PredictionError."""
-    if task != "instance":
-        return Segmenter.from_pretrained(model, device, dtype, protocol, convert=convert)
-    threshold = THRESHOLD if options.threshold is None else options.threshold
-    return InstanceSegmenter.from_pretrained(model, device, dtype, threshold, protocol, convert=convert)
-
-
 class Failures:
     """Reports failed jobs, and for bugs one traceback of each kind; counts the images with polygons in pixels."""
 
     def __init__(self, progress: Progress):
-        self.progress, self.count, self.kinds = progress, 0, set[tuple[str, str, int]]()
-        self.pixel_polygons = 0
+        self.progress, self.jobs, self.kinds = progress, set[Job](), set[tuple[str, str, int]]()
         self.errors: list[str] = []
+        self.pixel_polygons = 0
 
     @property
     def exit_code(self) -> int:
         """DONE, FAILED, or BUG if any failure is a bug."""
-        return BUG if self.kinds else FAILED if self.count else DONE
+        return BUG if self.kinds else FAILED if self.errors else DONE
 
     def print_message(self, text: str) -> None:
         """Print a line that is not an error."""
         if not is_quiet():
             self.progress.console.print(text)
 
-    def add(self, text: str, bug: Exception | None) -> None:
-        """Report a failure."""
-        self.count += 1
+    def add(self, job: Job, text: str, bug: Exception | None = None) -> None:
+        """Report the failure of a job: its message, and the exception if it is a bug."""
+        self.jobs.add(job)
         self.errors.append(text)
         if bug is not None and error_location(bug) not in self.kinds:
             self.kinds.add(error_location(bug))
@@ -227,12 +208,12 @@ class Failures:
         self.progress.console.print(f"[red]failed[/red] {escape(text)}")
 
 
-def show(outcomes: Iterator[Outcome], total: int, failures: Failures, task: str = "segmenting") -> None:
+def show(outcomes: Iterator[Outcome], total: int, failures: Failures) -> None:
     """Show the progress of images."""
-    for outcome in failures.progress.track(outcomes, total=total, description=task) if total else ():
+    for outcome in failures.progress.track(outcomes, total=total, description="predicting") if total else ():
         failures.pixel_polygons += outcome.pixel_polygons
         if outcome.error is not None:
-            failures.add(outcome.error, outcome.bug)
+            failures.add(outcome.job, outcome.error, outcome.bug)
 
 
 def show_tiles(states: Iterator[TileProgress], job: Job, failures: Failures) -> None:
@@ -250,13 +231,15 @@ def show_tiles(states: Iterator[TileProgress], job: Job, failures: Failures) -> 
     progress.remove_task(task)
 
 
-def show_video(segmenter: Segmenter | InstanceSegmenter, job: Job, options: PredictOptions, failures: Failures) -> None:
-    """Show the progress of the frames of a video."""
+def show_video(predictor: Predictor, job: Job, options: PredictOptions, failures: Failures) -> None:
+    """Show the progress of the frames of a video; for models without support for videos, report a failure."""
+    if not predictor.supports_video:
+        return failures.add(job, f"{job.image.path}: videos require a segmentation model; extract its frames")
     progress = failures.progress
     task = progress.add_task(f"{escape(job.image.path.name)}, frames", total=None)
     with report_failure(job, failures):
         state = None
-        for state in predict_video(segmenter, job, options):
+        for state in predict_video(predictor.model, job, options):
             progress.update(task, completed=state.done, total=state.total or None)
         if state is not None:
             text = f"{job.image.path}: {state.done} frames, {state.frames_per_second:.2f} per second"
@@ -271,4 +254,4 @@ def report_failure(job: Job, failures: Failures) -> Iterator[None]:
         yield
     except Exception as error:  # a failure must not stop the other files
         outcome = failed_outcome(job, error)
-        failures.add(outcome.error or "", outcome.bug)
+        failures.add(job, outcome.error or "", outcome.bug)

@@ -40,7 +40,7 @@ class Part:
 
 
 def box_of(found: FoundObject) -> Box:
-    """Return the box of an object."""
+    """Return (top, left, bottom, right) of an object in pixels, the last two exclusive."""
     return found.top, found.left, found.top + found.shape[0], found.left + found.shape[1]
 
 
@@ -68,7 +68,7 @@ class BoxIndex:
         self.cells: dict[tuple[int, int], list[int]] = defaultdict(list)
 
     def cells_in(self, box: Box) -> Iterator[tuple[int, int]]:
-        """Return the cells of a box."""
+        """Return the cells of the index that a box touches, as (row, column)."""
         rows, columns = (range(first // CELL, (last - 1) // CELL + 1) for first, last in (box[::2], box[1::2]))
         return product(rows, columns)
 

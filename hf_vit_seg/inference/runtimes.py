@@ -21,7 +21,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.readers import CONFIG
-from hf_vit_seg.entry_points import PREFIX, RuntimeFunction, check_contract, first_of_each_name, load
+from hf_vit_seg.entry_points import PREFIX, RuntimeFunction, check_contract, entries_by_name, load
 from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.models.distance_head import DistanceOutput
 from hf_vit_seg.models.mask_classification import UniversalSegmentationOutput
@@ -170,7 +170,7 @@ def import_optional(module: str) -> Any:
 def is_program(name: str) -> bool:
     """Return whether a model name is the path of an exported file."""
     suffix = Path(name).suffix
-    known = suffix in PROGRAMS or (suffix and suffix[1:] in first_of_each_name(GROUP))
+    known = suffix in PROGRAMS or (suffix and suffix[1:] in entries_by_name(GROUP))
     return bool(known) and not Path(name).is_dir()
 
 
@@ -231,7 +231,7 @@ def load_program(path: Path) -> Program:
             raise
         except Exception as error:  # runtimes raise various exceptions
             raise loading_error(path, error) from error
-    entry = first_of_each_name(GROUP).get(path.suffix.removeprefix("."))
+    entry = entries_by_name(GROUP).get(path.suffix.removeprefix("."))
     if entry is None:
         raise ModelError(f"{path} is of no format that is known here: {', '.join(sorted(PROGRAMS))}, or a plugin's")
     runtime = load(entry, check_runtime)

@@ -80,7 +80,7 @@ def neighbors(samples: int, pixels: int, dtype: torch.dtype) -> tuple[torch.Tens
 
 
 def split_axis(samples: int, pixels: int, dtype: torch.dtype, device: torch.device) -> Axis:
-    """Return the cells of an axis."""
+    """Divide the pixels of an axis into cells between neighboring samples, and compute their weights."""
     position = positions(samples, pixels, dtype)
     cell = position.floor().long().clamp(-1, samples - 1) + 1
     start = torch.cat([torch.zeros(1, dtype=torch.long), torch.bincount(cell, minlength=samples + 1).cumsum(0)])

@@ -89,7 +89,7 @@ class ChannelNorm(nn.GroupNorm):
 
 
 def shortcut_norm(channels: int, numerics: StemNumerics) -> nn.GroupNorm:
-    """Return the norm of a projected shortcut."""
+    """Return the norm after a shortcut's convolution: per channel, or in groups, by the reference's numerics."""
     eps = numerics.norm_eps if numerics.shortcut_norm_eps is None else numerics.shortcut_norm_eps
     if numerics.shortcut_norm == "channel":
         return ChannelNorm(channels, eps)

@@ -110,7 +110,7 @@ def split_content(part: SplitFacts) -> dict[str, Any]:
         "samples": len(part.facts),
         "faults": part.faults,
         "skipped": part.skipped_samples,
-        "turned_by_orientation": len(part.rotated),
+        "turned_by_orientation": len(part.rotated_samples),
         "channels_and_dtypes": dict(part.kinds),
         "sizes": {"x".join(map(str, size)): count for size, count in part.sizes.most_common()},
         "classes": [
@@ -165,7 +165,7 @@ def summary(part: SplitFacts) -> str:
     areas = sorted(part.sizes, key=lambda size: size[0] * size[1])
     sizes = " to ".join(dict.fromkeys("x".join(map(str, size)) for size in (areas[0], areas[-1]))) if areas else "-"
     kinds = format_list(part.kinds, 5) or "none that can be read"
-    rotated = f", {len(part.rotated)} turned upright by their orientation tag" if part.rotated else ""
+    rotated = f", {len(part.rotated_samples)} turned upright by their orientation tag" if part.rotated_samples else ""
     counts = [facts.objects.count for facts in part.facts if facts.objects is not None]
     unit = UNITS[part.dataset.task]
     objects = f", {sum(counts)} {unit} ({min(counts)} to {max(counts)} in a sample)" if counts else ""

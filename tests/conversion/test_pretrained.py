@@ -65,7 +65,7 @@ def segformer(tmp_path_factory) -> Path:
 
 
 def save_timm(model: Any, folder: Path, **fields: Any) -> None:
-    """A directory like a repository of timm."""
+    """A directory in the layout of a timm repository."""
     folder.mkdir(exist_ok=True)
     save_file(model.state_dict(), folder / "model.safetensors")
     cfg = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 0.8, "interpolation": "bicubic"}

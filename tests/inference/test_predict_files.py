@@ -66,7 +66,7 @@ def test_existing_results_of_every_kind_are_preserved(model, tmp_path):
     ("options", "words"),
     [
         (("--protocol", "ade"), "'ade20k'"),
-        (("--stride", "8"), "give window"),
+        (("--stride", "8"), "require window"),
         (("--window", "8", "--stride", "9"), "gaps"),
         (("--window", "many"), "512x1024"),
         (("--scales", "1,two"), "valid number"),

@@ -322,8 +322,8 @@ def test_protocol_descriptions():
     ("settings", "words"),
     [
         ({"preset": "ade"}, "preset"),
-        ({"stride": 4}, "give window"),
-        ({"blend": "gaussian"}, "give window"),
+        ({"stride": 4}, "require window"),
+        ({"blend": "gaussian"}, "require window"),
         ({"window": 8, "stride": (8, 9)}, "gaps"),
         ({"window": "8by8"}, "512x1024"),
         ({"size": "large"}, "shortest edge"),

@@ -224,6 +224,12 @@ def test_code_map_has_four_flows():
     assert len(re.findall(r"^## (Register|Train|Predict|Convert)$", PAGE, flags=re.MULTILINE)) == 4
 
 
+def test_files_of_diagrams_exist():
+    files = re.findall(r"\[([\w/]+\.py)\]", PAGE)
+    assert len(files) >= 20
+    assert not [file for file in files if not any((REPOSITORY / root / file).is_file() for root in ("", "hf_vit_seg"))]
+
+
 @pytest.mark.parametrize(("file", "name", "calls"), ROWS, ids=[f"{file}:{name}" for file, name, _ in ROWS])
 def test_functions_call_each_other_in_order(file, name, calls):
     found = iter(called_names(definition(file, name)))

@@ -28,7 +28,7 @@ from tiny_runs import (
 
 from hf_vit_seg.errors import OutOfMemory, WriteError
 from hf_vit_seg.text_files import parse
-from hf_vit_seg.training.checkpoints.resume import refuse_other_run
+from hf_vit_seg.training.checkpoints.resume import check_same_run
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints, read_manifest
 from hf_vit_seg.training.console import print_results, train_command
@@ -554,9 +554,9 @@ def test_other_process_count_of_sharded_weights_raises(recipe, checkpoint):
     manifest = read_manifest(checkpoint).model_copy(update={"processes": 3})
     loop = manifest.recipe["loop"] | {"batch_size": 3 * manifest.batch_size}
     same_step = Recipe.model_validate(manifest.recipe | {"loop": loop})
-    refuse_other_run(checkpoint, manifest, same_step, 1, sharded=False)
+    check_same_run(checkpoint, manifest, same_step, 1, sharded=False)
     with pytest.raises(CheckpointError, match="sharded"):
-        refuse_other_run(checkpoint, manifest, same_step, 1, sharded=True)
+        check_same_run(checkpoint, manifest, same_step, 1, sharded=True)
 
 
 @pytest.mark.slow

@@ -24,9 +24,9 @@ from hf_vit_seg.training.checkpoints.best_score import BestTracker
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, local_batches, read_ahead
 from hf_vit_seg.training.loop.batch_size_search import find_batch_size, largest_batch_size, parameters_without_gradient
 from hf_vit_seg.training.loop.gradient_accumulation import accumulate, windows
-from hf_vit_seg.training.loop.setup import configure_deepspeed, refuse_stage_3
+from hf_vit_seg.training.loop.setup import check_zero_stage, configure_deepspeed
 from hf_vit_seg.training.loop.signals import GracefulStop
-from hf_vit_seg.training.optimization.gathered_weights import gathered_model, refuse_sharded_average
+from hf_vit_seg.training.optimization.gathered_weights import check_average_is_not_sharded, gathered_model
 from hf_vit_seg.training.recipe.metric_names import METRICS
 from hf_vit_seg.training.recipe.schema import EarlyStopRecipe
 from hf_vit_seg.training.reports.memory_advice import training_advice
@@ -131,13 +131,13 @@ def test_sharded_weights_are_gathered_in_a_copy():
         assert whole is copy and torch.equal(whole.weight, model.weight) and torch.equal(whole.bias, model.bias)
     recipe = SimpleNamespace(loop=SimpleNamespace(ema=object()))
     with pytest.raises(RecordError, match=r"loop\.ema is not supported with FSDP"):
-        refuse_sharded_average(recipe, scattering)
+        check_average_is_not_sharded(recipe, scattering)
 
 
 def test_deepspeed_uses_accumulation_and_clipping_of_the_recipe():
     plugin = DeepSpeedPlugin(hf_ds_config={"zero_optimization": {"stage": 2}, "gradient_clipping": 3.0})
     accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
-    refuse_stage_3(accelerator)
+    check_zero_stage(accelerator)
     for clip_norm in (0.5, None):
         loop = {"steps": 1, "batch_size": 2, "accumulation": 4, "clip_norm": clip_norm}
         configure_deepspeed(accelerator, recipe(loop=loop))
@@ -145,7 +145,7 @@ def test_deepspeed_uses_accumulation_and_clipping_of_the_recipe():
         assert [plugin.get_value(name) for name in names] == [2, 4, clip_norm or 0]
     accelerator.state.deepspeed_plugin = DeepSpeedPlugin(zero_stage=3)
     with pytest.raises(RecordError, match="stage 3"):
-        refuse_stage_3(accelerator)
+        check_zero_stage(accelerator)
 
 
 # Memory

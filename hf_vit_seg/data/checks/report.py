@@ -209,7 +209,7 @@ class SplitFacts:
         )
 
     @cached_property
-    def rotated(self) -> tuple[int, ...]:
+    def rotated_samples(self) -> tuple[int, ...]:
         """Indices of the samples whose image has an orientation other than upright."""
         return tuple(i for i, facts in enumerate(self.facts) if facts.orientations and facts.orientations[0] != UPRIGHT)
 
@@ -223,7 +223,7 @@ class SplitFacts:
                 f"{self.split}: {len(differing)} images have another orientation tag than their mask, and both are "
                 f"turned upright: see in the contact sheet whether they fit: {self.locations(differing)}"
             )
-        if single := [i for i in self.rotated if len(self.facts[i].orientations) == 1]:
+        if single := [i for i in self.rotated_samples if len(self.facts[i].orientations) == 1]:
             yield (
                 f"{self.split}: {len(single)} images have an orientation tag and are turned upright; their annotations "
                 f"must be for the upright image: {format_list(self.facts[i].name for i in single)}"

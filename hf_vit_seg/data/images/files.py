@@ -165,7 +165,7 @@ def walk_files(folder: Path, suffixes: frozenset[str], skip: Collection[Path] = 
     above = {
         os.fspath(folder): {folder.resolve()}
     }  # the resolved folders that contain each pending folder, itself included
-    for parent, folders, names in os.walk(folder, onerror=refuse_folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=raise_folder_error, followlinks=True):
         here, chain = Path(parent), above.pop(parent)
         inside = {name: (here / name).resolve() for name in sorted(folders) if not name.startswith(".")}
         refused = chain | {path.resolve() for path in skip}
@@ -179,7 +179,7 @@ def walk_files(folder: Path, suffixes: frozenset[str], skip: Collection[Path] = 
         )
 
 
-def refuse_folder(error: OSError) -> NoReturn:
+def raise_folder_error(error: OSError) -> NoReturn:
     """Raise for a folder that cannot be listed."""
     raise ImageFileError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
 
@@ -277,8 +277,8 @@ def pil_formats() -> list[str]:
 def read_image(file: Path | ImageBytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image: its first frame, upright (EXIF and TIFF tags), in its own mode.
 
-    ImageFileError for what is no image, is broken, or is too large (`check_pixels`), which is found out before anything
-    is decoded.
+    ImageFileError for files that are not images, are damaged, or are too large (`check_pixels`); the size is checked
+    before pixels are decoded.
     """
     is_tiff = first_bytes(file).startswith(TIFFS)
     with raise_image_errors(file):

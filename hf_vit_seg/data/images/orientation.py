@@ -62,7 +62,7 @@ def pil_orientation(image: Image.Image, file: Path | BytesIO) -> int:
 
 
 def file_bytes(file: Path | BytesIO) -> bytes:
-    """Return all bytes of a file."""
+    """Return the content of a file on disk or in memory."""
     return file.getvalue() if isinstance(file, BytesIO) else file.read_bytes()
 
 

@@ -184,7 +184,7 @@ class CocoKeypoints:
         return RawSample(self.name(index), self.coco.read(self.image(index), self.channels), person, notes)
 
     def image(self, index: int) -> CocoImage:
-        """Return the image of a person."""
+        """Return the image that contains the person of a sample; several samples may share one."""
         return self.coco.images[self.group(index)]
 
     def person(self, index: int) -> Person:

@@ -105,7 +105,7 @@ class WebDatasetSource(SourceRecord):
         return {"image": image} | {kind: split_extensions(getattr(self, kind)) for kind in kinds}
 
     def encode(self, labels: list[str]) -> tuple[Sequence[int] | Sequence[Labels], tuple[str, ...] | None]:
-        """Encode labels as class indices, and return their names if they are no integers."""
+        """Encode labels as class indices, and return their names unless they are integers."""
         if self.separator is None:
             return encode_labels(labels)
         return encode_label_lists([split_labels(label, self.separator) for label in labels])
@@ -144,7 +144,7 @@ def expand_braces(text: str) -> Iterator[str]:
 
 
 def brace_choices(text: str) -> Iterator[str]:
-    """Yield the texts that a brace stands for."""
+    """Yield the texts that the content of a brace expands to."""
     if not (match := RANGE.fullmatch(text)):
         yield from text.split(",")
         return

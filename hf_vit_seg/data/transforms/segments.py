@@ -2,7 +2,7 @@
 
 The map of numbers is transformed as a mask. An object that a crop cuts below `MIN_SHARE` of its area, or of which
 fewer than `MIN_AREA` pixels are left, is removed, and its pixels are ignored: too little of it is visible to learn
-it as an object, and it is no background. Stuff is kept if any pixel is left.
+it as an object, and is not background. Stuff is kept if any pixel is left.
 
 Shapes: H W pixels, n segments.
 """

@@ -36,9 +36,9 @@ COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), 
 
 
 class BatchProgress(RunObserver):
-    """Shows a progress bar, or where there is no terminal, a line now and then.
+    """Shows a progress bar, or without a terminal, a line every 30 seconds.
 
-    Images of earlier commands do not count for the rate.
+    Images of earlier commands do not count toward the rate.
     """
 
     def __init__(self, hidden: bool):
@@ -48,16 +48,16 @@ class BatchProgress(RunObserver):
         self.bugs = set[str]()
         self.last_line = time.monotonic()
 
-    def planned(self, images: int) -> None:
+    def on_plan(self, images: int) -> None:
         """Show the number of images found so far."""
         self.bar.update(self.task, completed=images)
 
-    def started(self, images: int, done: int) -> None:
+    def on_start(self, images: int, done: int) -> None:
         """Begin to count images that are segmented."""
         self.before = done
         self.bar.reset(self.task, total=images, completed=done, description="segmenting")
 
-    def note(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Show the progress of a shard, and its failures when it ends."""
         if isinstance(event, ShardProgress):
             self.shards[event.index] = event.done

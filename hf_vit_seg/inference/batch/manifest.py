@@ -151,7 +151,7 @@ def plan(
     for source, entries in found:
         listing.add(source, entries, note)
     if not listing.count:
-        raise InputError("the inputs hold no images")
+        raise InputError("the inputs contain no images")
     places = listing.take_places()
     targets = target_names(places, flat_stems=settings.format == "webdataset", origins=listing.origins)
     del places
@@ -176,7 +176,7 @@ class Listing:
         self.seen: set[int] = set()
 
     def add(self, source: Source, entries: Iterable[Entry], note: Callable[[int], Any]) -> None:
-        """Add a source."""
+        """Add a source with its images in chunks; `note` is called with the number of images so far."""
         number = self.number_of(source)
         for chunk in chunks_of(self.new_entries(source, entries), CHUNK):
             self.add_chunk(number, chunk)
@@ -278,7 +278,7 @@ def shard_bounds(images: int, shards: int | None = None) -> tuple[int, ...]:
 
 
 def header(manifest: Manifest) -> dict[str, Any]:
-    """Return the content of the header."""
+    """Return the JSON value of the first line: settings, inputs, shards and package versions."""
     return {
         "version": VERSION,
         "settings": asdict(manifest.settings),

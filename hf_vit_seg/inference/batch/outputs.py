@@ -80,7 +80,7 @@ class Output(Protocol):
         ...
 
     def discard(self) -> None:
-        """Remove what is incomplete."""
+        """Remove incomplete files."""
         ...
 
 
@@ -160,7 +160,7 @@ class ShardOutput:
 
     @property
     def name(self) -> str:
-        """The name of the file."""
+        """The name of the shard's file in the output folder."""
         return shard_file(self.manifest, self.index, self.suffix)
 
     def done(self, row: Row) -> bool:
@@ -248,7 +248,7 @@ class ParquetOutput(ShardOutput):
         self.rows: list[dict[str, Any]] = []
 
     def encode(self, result: Result) -> dict[str, Any]:
-        """Return a row."""
+        """Return the row of an image: its bytes, results and report, as in `dataset_schema`."""
         data, name = encoded_bytes(result.encoded), PurePosixPath(result.row.target).name
         files = save_all(result)
         row: dict[str, Any] = {"image": {"bytes": data, "path": name + image_suffix(data)}}
@@ -265,7 +265,7 @@ class ParquetOutput(ShardOutput):
         }
 
     def add(self, encoded: dict[str, Any]) -> None:
-        """Add a row."""
+        """Buffer a row, and write a row group when it is full."""
         self.rows.append(encoded)
         if len(self.rows) == ROW_GROUP:
             self.write_rows()

@@ -36,7 +36,7 @@ class Failure:
     """An image that could not be segmented, and why.
 
     It is `lost` if it has to be repeated, as after a failure of the connection; `bug` is the traceback of an exception
-    that is no HfVitSegError, otherwise empty.
+    other than HfVitSegError, or empty.
     """
 
     image: str

@@ -145,7 +145,7 @@ class ProcessGroup:
                     self.receive(connection, *message)
 
     def start(self) -> None:
-        """Start a process."""
+        """Start a worker process, connected by a pipe."""
         context = get_context("spawn")
         connection, other = context.Pipe()
         process = context.Process(target=serve, args=(other, self.work), daemon=not self.work.settings.decoders)
@@ -187,7 +187,7 @@ class ProcessGroup:
         connection.close()
         index = self.working_on.pop(connection, None)
         if index is None:
-            raise WorkerError(f"a worker process ended with code {process.exitcode} before it began")
+            raise WorkerError(f"a worker process exited with code {process.exitcode} before its first shard")
         self.ended[index] += 1
         if self.ended[index] < ATTEMPTS:
             self.upcoming.appendleft(index)

@@ -89,13 +89,13 @@ class BatchRun:
 class RunObserver:
     """Callbacks for the progress of a run."""
 
-    def planned(self, images: int) -> None:
+    def on_plan(self, images: int) -> None:
         """While the run is planned: the images found so far."""
 
-    def started(self, images: int, done: int) -> None:
+    def on_start(self, images: int, done: int) -> None:
         """The images of the shards of this command, and those of its shards that were finished before."""
 
-    def note(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """The progress of a shard, or its status record."""
 
 
@@ -128,17 +128,17 @@ def segment_images(run: BatchRun, observer: RunObserver | None = None) -> RunSum
     observer = observer or RunObserver()
     storage = Storage(run.out if is_address(run.out) else os.path.abspath(local_path(run.out)))
     with lock_output(run, storage):
-        manifest = open_manifest(run, storage, observer.planned)
+        manifest = open_manifest(run, storage, observer.on_plan)
         shards = [index for index in range(manifest.shards) if index % run.world == run.rank]
         finished = {index: status for index in shards if (status := read_status(manifest, index))}
         images = sum(manifest.shard_size(index) for index in shards)
-        observer.started(images, sum(status.images for status in finished.values()))
+        observer.on_start(images, sum(status.images for status in finished.values()))
         statuses: list[ShardStatus] = []
 
         def collect(event: Event) -> None:
             if isinstance(event, ShardStatus):
                 statuses.append(event)
-            observer.note(event)
+            observer.on_event(event)
 
         pending = [index for index in shards if index not in finished]
         try:
@@ -185,7 +185,7 @@ def open_manifest(run: BatchRun, storage: Storage, planned: Callable[[int], Any]
             check_settings(found, run_settings(run, found))
             if not run.rank:
                 check_inputs(found)
-                warn_of_other_versions(found)
+                warn_if_versions_changed(found)
             return found
         if run.overwrite and not run.rank:
             check_format(run, storage)
@@ -196,7 +196,7 @@ def open_manifest(run: BatchRun, storage: Storage, planned: Callable[[int], Any]
         return plan(settings, storage, planned, partial(remove_results, storage, settings) if run.overwrite else None)
 
 
-def warn_of_other_versions(manifest: Manifest) -> None:
+def warn_if_versions_changed(manifest: Manifest) -> None:
     """Warn if the packages that determine the results have other versions than when the run was planned."""
     installed = package_versions(manifest.packages)
     changed = [

@@ -126,7 +126,7 @@ class ShardSegmenter:
         self.resources = ExitStack()
         self.opened: Readers | None = None
 
-    def readers_of(self, manifest: Manifest) -> Readers:
+    def open_readers(self, manifest: Manifest) -> Readers:
         """Return the readers of a run, which are kept for its next shard."""
         if self.opened is None or self.opened.manifest is not manifest:
             self.opened = Readers(manifest)
@@ -173,7 +173,7 @@ class Pipeline:
         self.segmenter, self.options, self.work = owner.segmenter, owner.options, owner.work
         self.writers = owner.writers
         ahead = self.work.batch_size + max(self.work.readers, self.work.decoders)
-        self.preparer = Preparer(owner.readers_of(manifest), owner.preparation, owner.readers, owner.processes, ahead)
+        self.preparer = Preparer(owner.open_readers(manifest), owner.preparation, owner.readers, owner.processes, ahead)
         options = self.options
         self.selection = MapSelection(options.scores, options.entropy, options.top_k)
         self.order: deque[Row] = deque()  # rows whose results are not yet added

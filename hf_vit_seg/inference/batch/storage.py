@@ -74,7 +74,7 @@ class Storage:
                 time.sleep(FIRST_PAUSE * 2**attempt)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file."""
+        """Write a UTF-8 file, flushed to disk."""
         self.write({name: lambda path: path.write_text(text, encoding="utf-8", newline="")}, flush=True)
 
     @contextmanager
@@ -98,7 +98,7 @@ class Storage:
             return None
 
     def open(self, name: str) -> Any:
-        """Open a file for reading; of an address, as it is now."""
+        """Open a file for reading; listings of an address that fsspec has cached are dropped first."""
         if self.folder is None:
             self.remote[0].invalidate_cache()
         return open(self.path(name), "rb") if self.folder is not None else self.remote[0].open(self.path(name), "rb")

@@ -135,9 +135,9 @@ class Protocol(Record):
     @model_validator(mode="after")
     def _check_windows(self) -> "Protocol":
         if not self.scales:
-            raise HfVitSegError("scales has one number at least")
+            raise HfVitSegError("scales must have at least one number")
         if self.window is None and (self.stride is not None or self.blend != "flat"):
-            raise HfVitSegError("stride and blend are of windows: give window")
+            raise HfVitSegError("stride and blend require window")
         if self.window and any(step > side for step, side in zip(self.steps, self.window, strict=True)):
             raise HfVitSegError(f"stride {self.stride} leaves gaps between windows of {self.window}")
         return self
@@ -202,7 +202,7 @@ class Protocol(Record):
         return f"{self.preset}{'' if self == Protocol(preset=self.preset) else ' (changed)'}: {text}"
 
     def describe_size(self) -> str:
-        """Describe the size rule."""
+        """Describe how images are resized, for reports."""
         rule = self.size or ("processor" if self.window is None else "own")
         words = {"processor": "preprocessed by its image processor", "own": "at its own size"}
         multiple = f", sides up to multiples of {self.divisor}" if self.divisor else ""

@@ -68,7 +68,7 @@ class MapCoordinates:
         return {"crs": {"type": "name", "properties": {"name": name}}}
 
     @cached_property
-    def curved(self) -> bool:
+    def has_curved_lines(self) -> bool:
         """Whether straight lines of pixels may be curves."""
         projected = self.kind is PolygonCoordinates.wgs84 and not self.crs.is_geographic
         return projected or isinstance(self.transform, list)
@@ -113,7 +113,7 @@ class MapCoordinates:
 
     def geometry_text(self, rings: Sequence[np.ndarray]) -> Iterator[str]:
         """Yield the geometry of a polygon as JSON, in parts: outer rings are counterclockwise, and holes clockwise."""
-        if self.curved:
+        if self.has_curved_lines:
             rings = [self.add_corners(ring) for ring in rings]
         if self.kind is PolygonCoordinates.image:
             yield from polygon_text(orient([self.to_crs(ring) for ring in rings]))

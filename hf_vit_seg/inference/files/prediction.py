@@ -55,7 +55,7 @@ class Job:
         return self.result(REPORT).exists()
 
     @property
-    def existing(self) -> Path | None:
+    def existing_result(self) -> Path | None:
         """An existing file that a result would overwrite, or None."""
         return next((path for path in map(self.result, SUFFIXES) if path.exists()), None)
 
@@ -151,7 +151,7 @@ OPTIONS: Mapping[str, frozenset[str]] = {
 WITH_PROTOCOL = frozenset({"segmentation", "instance"})
 
 
-def refuse_options(task: str, options: PredictOptions, has_protocol: bool) -> None:
+def check_task_options(task: str, options: PredictOptions, has_protocol: bool) -> None:
     """Raise HfVitSegError for options that do not apply to the task of the model."""
     defaults = PredictOptions()
     given = [name for name, value in vars(options).items() if value != getattr(defaults, name)]

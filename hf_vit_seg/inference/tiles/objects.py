@@ -47,14 +47,14 @@ class WindowRecord:
         with write_errors(folder):
             reuse_folder(folder, json.dumps(plan, sort_keys=True))
             lines = complete_lines(file)
-            self.known = [[read_object(each) for each in json.loads(line)] for line in lines]
+            self.known = [[object_from_json(each) for each in json.loads(line)] for line in lines]
             file.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
             self.file = file.open("a", encoding="ascii", buffering=1)
 
     def add(self, objects: Sequence[FoundObject]) -> None:
         """Append the objects of the next window."""
         with write_errors(self.folder):
-            self.file.write(json.dumps([write_object(found) for found in objects]) + "\n")
+            self.file.write(json.dumps([object_to_json(found) for found in objects]) + "\n")
 
     def close(self) -> None:
         """Close the record and keep the folder for a later run."""
@@ -66,13 +66,13 @@ class WindowRecord:
         shutil.rmtree(self.folder)
 
 
-def write_object(found: FoundObject) -> dict[str, Any]:
-    """Return an object for JSON."""
+def object_to_json(found: FoundObject) -> dict[str, Any]:
+    """Convert an object for JSON; the bits of its mask are base64."""
     return asdict(found) | {"bits": b64encode(found.bits).decode("ascii")}
 
 
-def read_object(entry: Mapping[str, Any]) -> FoundObject:
-    """Return the object of an entry."""
+def object_from_json(entry: Mapping[str, Any]) -> FoundObject:
+    """Restore an object from `object_to_json`."""
     x, y = entry["centroid"]
     rows, columns = entry["shape"]
     return FoundObject(**{**entry, "bits": b64decode(entry["bits"]), "centroid": (x, y), "shape": (rows, columns)})

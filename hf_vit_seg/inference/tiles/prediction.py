@@ -114,9 +114,9 @@ def plan(
 
 def common_plan(segmenter: ImageSegmenter, job: Job, image: RegionImage, options: PredictOptions) -> dict[str, Any]:
     """Return the image, model and protocol of a prediction."""
-    stand = job.image.path.stat()
+    status = job.image.path.stat()
     return {
-        "image": [str(job.image.path.resolve()), stand.st_size, stand.st_mtime_ns, *image.size],
+        "image": [str(job.image.path.resolve()), status.st_size, status.st_mtime_ns, *image.size],
         "model": [options.model, weight_times(options.model), str(segmenter.model.dtype)],
         "protocol": segmenter.protocol.model_dump(mode="json"),
     }

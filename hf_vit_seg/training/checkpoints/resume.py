@@ -16,7 +16,7 @@ LENGTH = ("loop.steps", "loop.epochs")
 SAME_STEPS = ("loop.batch_size", "loop.accumulation", "model.gradient_checkpointing")  # except for rounding
 
 
-def refuse_other_run(checkpoint: Path, manifest: Manifest, recipe: Recipe, processes: int, sharded: bool) -> None:
+def check_same_run(checkpoint: Path, manifest: Manifest, recipe: Recipe, processes: int, sharded: bool) -> None:
     """Raise CheckpointError unless the checkpoint belongs to this resolved recipe.
 
     The number of processes may differ if their samples per step are the same, and weights are not sharded.
@@ -35,7 +35,7 @@ def refuse_other_run(checkpoint: Path, manifest: Manifest, recipe: Recipe, proce
         )
 
 
-def refuse_other_data(manifest: Manifest, fingerprint: DataFingerprint) -> None:
+def check_same_data(manifest: Manifest, fingerprint: DataFingerprint) -> None:
     """Raise CheckpointError if the training data have changed: the checkpoint is a position in their order."""
     then = manifest.data
     if then == fingerprint:

@@ -115,7 +115,7 @@ def save_checkpoint(
 
 
 def checkpoint_path(folder: Path, manifest: Manifest) -> Path:
-    """Return the directory of a checkpoint."""
+    """Return the directory of a checkpoint; zero-padded steps sort by name."""
     return folder / f"step-{manifest.step:06d}"
 
 

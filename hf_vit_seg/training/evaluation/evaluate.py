@@ -4,7 +4,7 @@ No masks or predictions are gathered (for pose, a few numbers per person), and e
 of processes. Each process needs a complete model that runs independently: images differ in size, so processes run it
 a different number of times.
 
-Shapes: B images, K classes, C bands, H W pixels.
+Shapes: B images, K classes, C channels, H W pixels.
 """
 
 import math
@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 
 
 def no_progress(done: int) -> None:
-    """Ignore progress."""
+    """The default progress callback, which does nothing."""
 
 
 class InvalidOutputs:

@@ -173,7 +173,7 @@ class BufferSnapshot:
         return (before & ~now).any()
 
     def restore(self) -> None:
-        """Restore the buffers."""
+        """Undo the changes of a skipped step to the buffers."""
         for buffer, copy in zip(self.buffers, self.copies, strict=True):
             buffer.detach().copy_(copy)
 

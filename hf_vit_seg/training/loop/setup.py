@@ -34,7 +34,7 @@ from hf_vit_seg.inference.classifier import MULTI_LABEL, SINGLE_LABEL
 from hf_vit_seg.keypoint_names import Pairs
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import on_main_process
-from hf_vit_seg.training.checkpoints.resume import refuse_other_data, resume_notes
+from hf_vit_seg.training.checkpoints.resume import check_same_data, resume_notes
 from hf_vit_seg.training.checkpoints.state import DataFingerprint, Manifest, data_fingerprint
 from hf_vit_seg.training.evaluation.trial import extreme_samples, try_evaluation
 from hf_vit_seg.training.losses.objectives import OBJECTIVES, Batch, HeadObjective, Objective
@@ -45,7 +45,7 @@ from hf_vit_seg.training.model.normalization import convert_sync_batchnorm
 from hf_vit_seg.training.model.processor import MEASURED, recipe_white
 from hf_vit_seg.training.model.queries import recipe_queries
 from hf_vit_seg.training.optimization.ema import WeightAverage
-from hf_vit_seg.training.optimization.gathered_weights import SHARDING, refuse_sharded_average
+from hf_vit_seg.training.optimization.gathered_weights import SHARDING, check_average_is_not_sharded
 from hf_vit_seg.training.optimization.mask_annealing import MaskAnnealing
 from hf_vit_seg.training.optimization.parameter_groups import build_optimizer
 from hf_vit_seg.training.optimization.schedules import build_schedule
@@ -78,14 +78,14 @@ class Data:
         """Return the splits with only these indices of their sources; others are unchanged."""
         splits: dict[str, Any] = {
             split: dataset.with_indices(indices[split])
-            for split, dataset in self.evaluated.items()
+            for split, dataset in self.evaluation_splits.items()
             if split in indices and dataset is not None
         }
         train = self.train.with_indices(indices["train"]) if "train" in indices else self.train
         return replace(self, train=train, **splits)
 
     @property
-    def evaluated(self) -> dict[Split, RawDataset | None]:
+    def evaluation_splits(self) -> dict[Split, RawDataset | None]:
         """The splits of evaluations."""
         return {"validation": self.validation, "test": self.test}
 
@@ -164,19 +164,21 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
     """
     if recipe.loop.deterministic:
         torch.use_deterministic_algorithms(True)
-    refuse_sharded_average(recipe, accelerator)
-    refuse_stage_3(accelerator)
+    check_average_is_not_sharded(recipe, accelerator)
+    check_zero_stage(accelerator)
     set_seed(recipe.seed)
     data = open_data(recipe)
     checked = on_main_process(accelerator, lambda: check_data(recipe, data, facts))
     data = replace(data.with_indices(checked.indices), weights=checked.weights)
     if start is not None:
-        refuse_other_data(start, data.fingerprint)
+        check_same_data(start, data.fingerprint)
     built = build(recipe, accelerator, data)
     if start is None:
         on_main_process(
             accelerator,
-            lambda: try_evaluation(recipe, built.model, built.processor, accelerator, checked.extremes, data.evaluated),
+            lambda: try_evaluation(
+                recipe, built.model, built.processor, accelerator, checked.extremes, data.evaluation_splits
+            ),
         )
     model = prepare_for_training(built.model, recipe.model)
     objective = build_objective(recipe, data.train, checked.counts, built.model)
@@ -264,11 +266,11 @@ class CheckedData:
 
 def check_data(recipe: Recipe, data: Data, facts: Path) -> CheckedData:
     """Check all splits. BadDataError for bad data."""
-    report = require_valid_data(recipe, {"train": data.train, **data.evaluated}, facts, progress=True)
+    report = require_valid_data(recipe, {"train": data.train, **data.evaluation_splits}, facts, progress=True)
     report = replace(report, queries=recipe_queries(recipe))
     indices = {split: list(part.dataset.indices) for split, part in report.splits.items() if part.skipped}
     extremes: dict[Split, list[int]] = {}
-    for split, whole in data.evaluated.items():
+    for split, whole in data.evaluation_splits.items():
         if whole is not None:
             part, places = report.splits[split], indices.get(split, whole.indices)
             extremes[split] = [places.index(part.dataset.indices[place]) for place in extreme_samples(part.facts)]
@@ -418,7 +420,7 @@ def stream_loader(
     )
 
 
-def refuse_stage_3(accelerator: Accelerator) -> None:
+def check_zero_stage(accelerator: Accelerator) -> None:
     """Raise RecordError for ZeRO stage 3, which partitions weights while the model is built; setup needs the whole
     model.
     """

@@ -21,7 +21,7 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.provenance import package_versions
 from hf_vit_seg.training.checkpoints.best_score import BestTracker
 from hf_vit_seg.training.checkpoints.main_process import lock_on_main_process, on_main_process
-from hf_vit_seg.training.checkpoints.resume import refuse_other_run, restore_best_tracker
+from hf_vit_seg.training.checkpoints.resume import check_same_run, restore_best_tracker
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, lineage, write_model_directory
 from hf_vit_seg.training.checkpoints.state import (
     PACKAGES,
@@ -268,7 +268,7 @@ def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerat
         size = start.batch_size if recipe.loop.batch_size == "auto" else recipe.loop.batch_size
         recipe = resolve_recipe(recipe, accelerator, size)
         sharded = accelerator.distributed_type in SHARDING
-        refuse_other_run(checkpoint, start, recipe, accelerator.num_processes, sharded)
+        check_same_run(checkpoint, start, recipe, accelerator.num_processes, sharded)
     with discard_on_error(directory, accelerator):
         parts = prepare(recipe, accelerator, directory.facts, start)
         on_main_process(accelerator, lambda: directory.prepare(parts.recipe, resume, parts.skipped))

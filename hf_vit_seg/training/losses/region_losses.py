@@ -129,7 +129,7 @@ class LovaszTerm(RegionTerm):
 
 
 class LovaszHingeTerm(PerImage):
-    """The Lovász extension of the Jaccard loss of label 1 at the hinge losses of its logit."""
+    """Lovász hinge: the Lovász extension of the Jaccard loss of class 1, of the hinge errors of its logit."""
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the sum of the images' losses."""

@@ -74,7 +74,7 @@ class WeightAverage:
         return self.average.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a `state_dict`."""
+        """Load an average saved by `state_dict`."""
         self.average.load_state_dict(state)
 
 

@@ -18,7 +18,7 @@ from .ema import WeightAverage
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # weights may be sharded over the processes
 
 
-def refuse_sharded_average(recipe: Recipe, accelerator: Accelerator) -> None:
+def check_average_is_not_sharded(recipe: Recipe, accelerator: Accelerator) -> None:
     """Raise RecordError for EMA with sharded weights."""
     if recipe.loop.ema is not None and accelerator.distributed_type in SHARDING:
         raise RecordError(

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.recipe.schema import ScheduleRecipe
 
-Share = Callable[[int], float]
+Factor = Callable[[int], float]
 Shape = Callable[[ScheduleRecipe, float, float], float]
 
 
@@ -71,17 +71,17 @@ def warmup_steps(recipe: ScheduleRecipe, steps: int) -> int:
     return count
 
 
-def share_of_peak(recipe: ScheduleRecipe, steps: int) -> Share:
+def peak_factor(recipe: ScheduleRecipe, steps: int) -> Factor:
     """Return a function from the step (from 0) to the factor of the peak; RecordError if the warmup is too long."""
     warmup, shape = warmup_steps(recipe, steps), SHAPES[recipe.name]
 
-    def share(step: int) -> float:
+    def factor(step: int) -> float:
         if step < warmup:
             return recipe.warmup_start + (1 - recipe.warmup_start) * step / warmup
         past = min(step / steps, 1.0)
         return shape(recipe, min((step - warmup) / (steps - warmup), 1.0), past)
 
-    return share
+    return factor
 
 
 def build_schedule(optimizer: Optimizer, recipe: ScheduleRecipe, steps: int) -> LambdaLR:
@@ -90,7 +90,7 @@ def build_schedule(optimizer: Optimizer, recipe: ScheduleRecipe, steps: int) -> 
     Its `state_dict` is enough to resume. accelerate needs `step_scheduler_with_optimizer=False`; otherwise it steps
     the schedule once per process.
     """
-    return LambdaLR(optimizer, share_of_peak(recipe, steps))
+    return LambdaLR(optimizer, peak_factor(recipe, steps))
 
 
 def schedule_factor(schedule: LambdaLR) -> float:
@@ -101,5 +101,5 @@ def schedule_factor(schedule: LambdaLR) -> float:
 def set_rates(schedule: LambdaLR) -> None:
     """Set every group's rate from the schedule, because a checkpoint's rates belong to the length of its run."""
     groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
-    for group, peak, share in groups:
-        group["lr"] = peak * share(schedule.last_epoch)
+    for group, peak, factor in groups:
+        group["lr"] = peak * factor(schedule.last_epoch)

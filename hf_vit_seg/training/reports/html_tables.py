@@ -11,7 +11,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def row_of(tag: str, cells: Sequence[str]) -> str:
-    """Format a row."""
+    """Return a <tr> with escaped cells, the first aligned left; `tag` is th or td."""
     sides = ["left", *["right"] * (len(cells) - 1)]
     shown = (
         f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>' for side, cell in zip(sides, cells, strict=True)

@@ -319,7 +319,7 @@ def report_view(report: MetricsReport) -> RenderableType:
 
 
 def title_of(name: str) -> str:
-    """Return the title of a score."""
+    """Return the title of a score in tables; by default its name with spaces."""
     return TITLES.get(name, name.replace("_", " "))
 
 

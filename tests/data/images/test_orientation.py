@@ -130,5 +130,5 @@ def test_check_counts_orientations_in_rows(tmp_path):
     source = open_source({"kind": "huggingface", "name": str(tmp_path / "rows"), "split": "train"}, "segmentation")
     dataset = RawDataset(source, ClassTable(("a", "b"), ((0, 0), (1, 1))))
     report = check_datasets(load_recipe("nuclei"), {"train": dataset})
-    assert report.splits["train"].rotated == (0,)
+    assert report.splits["train"].rotated_samples == (0,)
     assert sum("orientation" in warning for warning in report.warnings) == 1

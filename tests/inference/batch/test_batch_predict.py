@@ -268,10 +268,10 @@ def test_observer_counts_images(model, photos, tmp_path):
         def __init__(self):
             self.events = []
 
-        def planned(self, images):
+        def on_plan(self, images):
             self.events.append(("planned", images))
 
-        def started(self, images, done):
+        def on_start(self, images, done):
             self.events.append(("started", images, done))
 
     run = BatchRun(str(model), (str(photos),), str(tmp_path / "out"), workers=1, shards=2)
@@ -335,10 +335,10 @@ def test_progress_without_a_terminal_is_printed_as_lines(monkeypatch, capsys):
     monkeypatch.setattr(console, "LINE_SECONDS", 0)
     progress = console.BatchProgress(hidden=False)
     with progress.bar:
-        progress.started(10, 4)
-        progress.note(ShardProgress(0, 1))
+        progress.on_start(10, 4)
+        progress.on_event(ShardProgress(0, 1))
         time.sleep(0.01)
-        progress.note(ShardProgress(0, 3))
+        progress.on_event(ShardProgress(0, 3))
     lines = capsys.readouterr().err.split("\n")
     assert any(line.startswith("7 of 10 images") and "images/s" in line and "left" in line for line in lines)
 

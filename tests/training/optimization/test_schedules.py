@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hf_vit_seg.records import RecordError, read_record
-from hf_vit_seg.training.optimization.schedules import SHAPES, build_schedule, share_of_peak, warmup_steps
+from hf_vit_seg.training.optimization.schedules import SHAPES, build_schedule, peak_factor, warmup_steps
 from hf_vit_seg.training.recipe.schema import ScheduleRecipe
 
 STEPS = 50
@@ -64,7 +64,7 @@ def test_rates_warm_up_to_the_peak_and_decay_to_the_end(name, steps, warmup, sta
     recipe = schedule(name=name, warmup_steps=warmup, warmup_start=start, final=final, power=power, decay_share=0.4)
     count = round(warmup * steps)
     assume(count < steps and not (name == "wsd" and count + 0.4 * steps > steps))
-    share = share_of_peak(recipe, steps)
+    share = peak_factor(recipe, steps)
     shares = [share(step) for step in range(steps + 1)]
     assert shares[count] == pytest.approx(1)
     assert shares[0] == pytest.approx(start if count else 1)
@@ -114,4 +114,4 @@ def test_warmup_below_one_is_a_fraction():
 )
 def test_schedule_longer_than_the_run_raises(settings, reason):
     with pytest.raises(RecordError, match=reason):
-        share_of_peak(schedule(**settings), STEPS)
+        peak_factor(schedule(**settings), STEPS)
