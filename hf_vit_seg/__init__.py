@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from hf_vit_seg.conversion.live_models import from_transformers, to_transformers
     from hf_vit_seg.inference.classifier import Classifier
     from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
-    from hf_vit_seg.inference.loading import load
     from hf_vit_seg.inference.pose_estimator import PoseEstimator
     from hf_vit_seg.inference.segmenter import Segmenter
+    from hf_vit_seg.loading.models import load
     from hf_vit_seg.training.runs import evaluate, train
 
 __version__ = version("hf_vit_seg")
@@ -49,7 +49,7 @@ LAZY = {
     "convert": "hf_vit_seg.conversion.convert",
     "evaluate": "hf_vit_seg.training.runs",
     "from_transformers": "hf_vit_seg.conversion.live_models",
-    "load": "hf_vit_seg.inference.loading",
+    "load": "hf_vit_seg.loading.models",
     "to_transformers": "hf_vit_seg.conversion.live_models",
     "train": "hf_vit_seg.training.runs",
 }

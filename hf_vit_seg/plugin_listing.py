@@ -18,11 +18,11 @@ from hf_vit_seg.data.transforms.pipeline import TRANSFORMS
 from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.export.exporters import EXPORTERS
 from hf_vit_seg.export.forms import load_forms
+from hf_vit_seg.loading.models import AUTO_CLASSES
 from hf_vit_seg.training.losses.registry import LOSSES
 
 from .entry_points import PREFIX, Plugin, entries, load_all, origin
 from .inference import runtimes
-from .inference.loading import AUTO_CLASSES
 from .plugins import GROUP, HEADS_GROUP, Architecture, architectures, heads, plugins
 from .records import nearest
 

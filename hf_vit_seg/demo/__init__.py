@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hf_vit_seg.inference.loading import ModelError
+from hf_vit_seg.loading.errors import ModelError
 
 GRADIO = "gradio>=6.31,<7"  # as in pyproject.toml
 ENVIRONMENT = "HF_VIT_SEG_MODELS"  # the variable that names models

@@ -22,12 +22,12 @@ from hf_vit_seg.inference.classifier import Classifier
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
-from hf_vit_seg.inference.loading import ModelError
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
 from hf_vit_seg.inference.runtimes import task_of_model
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.inference.segments import FoundSegments
+from hf_vit_seg.loading.errors import ModelError
 from hf_vit_seg.provenance import CARD, provenance_of, split_card
 
 from . import ENVIRONMENT, NUCLEI

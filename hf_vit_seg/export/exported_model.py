@@ -15,9 +15,9 @@ from torch import nn
 from hf_vit_seg.atomic_io import move_contents
 from hf_vit_seg.directory_lock import lock_directory
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
-from hf_vit_seg.inference.loading import ModelError
 from hf_vit_seg.inference.runtimes import OBJECT_OUTPUTS, RuntimeModel
 from hf_vit_seg.inference.segmenter import Segmenter
+from hf_vit_seg.loading.errors import ModelError
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.text_files import read_json_object
 

@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import nn
 
 from hf_vit_seg.entry_points import ExporterRecord
-from hf_vit_seg.inference.loading import ModelError
 from hf_vit_seg.inference.runtimes import import_optional, openvino_core
+from hf_vit_seg.loading.errors import ModelError
 from hf_vit_seg.records import Record, RecordError, Table
 
 from .calibration import Calibration

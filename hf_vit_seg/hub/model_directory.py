@@ -15,7 +15,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vit_seg.conversion.pretrained import find_config
 from hf_vit_seg.entry_points import PACKAGE, Plugin
 from hf_vit_seg.errors import error_sentence
-from hf_vit_seg.inference.loading import INVALID_FILES, open_processor
+from hf_vit_seg.loading.errors import INVALID_FILES
+from hf_vit_seg.loading.image_processors import open_processor
 from hf_vit_seg.local_paths import is_local_path
 from hf_vit_seg.models.layers import OBJECT_HEADS, SEMANTIC_MODELS, object_auto_classes
 from hf_vit_seg.models.mask_classification import UniversalSegmentation

@@ -2,10 +2,10 @@
 
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage
 from hf_vit_seg.inference.dense.protocols import Protocol
+from hf_vit_seg.loading.errors import ModelError
 
 from .classifier import Classifier
 from .instance_segmenter import InstanceSegmenter
-from .loading import ModelError
 from .pose_estimator import PoseEstimator
 from .segmentation import ClassCount, Segmentation
 from .segmenter import Segmenter

@@ -9,11 +9,12 @@ import torch
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import SizeDict
 
+from hf_vit_seg.loading.models import label_names
 from hf_vit_seg.models.image_processing_segmentation import target_sides
 
 from .image_inputs import load_pixels
 from .image_model import ImageModel
-from .loading import check_outputs, label_names
+from .output_checks import check_outputs
 
 # transformers' names of the kinds of classification, which pipelines read.
 SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"

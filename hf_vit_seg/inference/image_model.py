@@ -5,7 +5,8 @@ from typing import Any, ClassVar, Self
 import torch
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .loading import advise_conversion, check_options, float_type, load_for_inference, select_device
+from hf_vit_seg.loading.devices import float_type, select_device
+from hf_vit_seg.loading.models import advise_conversion, check_options, load_for_inference
 
 
 class ImageModel:

@@ -11,8 +11,10 @@ from hf_vit_seg.data.images.files import MAX_PIXELS
 from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, prepare, prepare_pixels
 from hf_vit_seg.inference.dense.protocols import Protocol, Sides
+from hf_vit_seg.loading.devices import float_type, select_device
+from hf_vit_seg.loading.image_processors import load_processor
+from hf_vit_seg.loading.models import advise_conversion, label_names, load_for_inference
 
-from .loading import advise_conversion, float_type, label_names, load_for_inference, load_processor, select_device
 from .runtimes import RuntimeModel, is_program
 
 

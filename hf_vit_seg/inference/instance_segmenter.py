@@ -16,11 +16,12 @@ from hf_vit_seg.data.images.files import MAX_PIXELS
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since
 from hf_vit_seg.inference.dense.protocols import PredictionError, Protocol
 from hf_vit_seg.inference.image_inputs import load_image
+from hf_vit_seg.loading.models import check_options
 from hf_vit_seg.models.segment_maps import draw_objects, fuse_segments, objects_of_queries, panoptic_segments
 
 from .image_segmenter import ImageSegmenter, load_model_or_program
-from .loading import check_options, check_outputs
 from .object_stitching import ObjectStitcher, core_of
+from .output_checks import check_outputs
 from .segments import FoundObject, FoundSegments, objects_of_map
 
 THRESHOLD = 0.5  # score of an object

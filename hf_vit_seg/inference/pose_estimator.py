@@ -13,11 +13,12 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vit_seg.data.collation import normalize_images
 from hf_vit_seg.data.transforms.person_crops import PersonCrop, person_size
 from hf_vit_seg.drawing.skeletons import Skeleton
+from hf_vit_seg.loading.models import label_names
 from hf_vit_seg.models.heatmaps import keypoints_from_heatmaps
 
 from .image_inputs import load_pixels
 from .image_model import ImageModel
-from .loading import check_outputs, label_names
+from .output_checks import check_outputs
 
 TOGETHER = 16  # persons per forward pass
 Box = tuple[float, float, float, float]  # x, y, width, height

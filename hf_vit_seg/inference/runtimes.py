@@ -23,10 +23,10 @@ from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.readers import CONFIG
 from hf_vit_seg.entry_points import PREFIX, RuntimeFunction, check_contract, entries_by_name, load
 from hf_vit_seg.errors import error_sentence
+from hf_vit_seg.loading.errors import INVALID_FILES, ModelError
+from hf_vit_seg.loading.models import task_of
 from hf_vit_seg.models.distance_head import DistanceOutput
 from hf_vit_seg.models.mask_classification import UniversalSegmentationOutput
-
-from .loading import INVALID_FILES, ModelError, task_of
 
 GROUP = PREFIX + "runtimes"
 

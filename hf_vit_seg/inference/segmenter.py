@@ -16,10 +16,11 @@ from hf_vit_seg.inference.dense.pixel_maps import MapSelection, PixelMaps, read_
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.dense.row_logits import LogitGrid, Model, RowLogits, flip_outputs
 from hf_vit_seg.inference.dense.sliding_windows import SlidingLogits
+from hf_vit_seg.loading.models import check_options
 from hf_vit_seg.models.label_maps import CHUNK_BYTES
 
 from .image_segmenter import ImageSegmenter, load_model_or_program
-from .loading import check_options, check_outputs
+from .output_checks import check_outputs
 from .segmentation import Segmentation
 
 ACCELERATOR_CHUNKS = 8  # factor of chunk sizes on accelerators, where kernel launches dominate

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from hf_vit_seg.data.checks.check import check_datasets
 from hf_vit_seg.data.datasets import RawDataset, open_split
 from hf_vit_seg.error_reporting import log_bugs
-from hf_vit_seg.inference.loading import label_names, load_for_inference
+from hf_vit_seg.loading.models import label_names, load_for_inference
 from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import lock_on_main_process, on_main_process

@@ -12,7 +12,7 @@ from hf_vit_seg.conversion.files.download import locate
 from huggingface_hub import HfApi, constants
 from paths import ORACLES
 
-from hf_vit_seg.inference.loading import load
+from hf_vit_seg.loading.models import load
 
 FILE = ORACLES / "flax_vit_pure" / "ViT-tiny_16.npz"
 

@@ -21,10 +21,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hf_vit_seg.inference.classifier import Classifier
-from hf_vit_seg.inference.loading import ModelError, load, load_pretrained, log_advice, task_of
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
 from hf_vit_seg.inference.runtimes import find_task
 from hf_vit_seg.inference.segmenter import Segmenter
+from hf_vit_seg.loading.errors import ModelError
+from hf_vit_seg.loading.models import load, load_pretrained, log_advice, task_of
 from hf_vit_seg.models.modeling_segformer import (
     SegFormerForImageClassification,
     SegFormerForSemanticSegmentation,

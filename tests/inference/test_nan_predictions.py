@@ -16,7 +16,7 @@ from transformers import AutoModelForImageClassification, AutoModelForPoseEstima
 from hf_vit_seg.error_reporting import FAILED
 from hf_vit_seg.inference import Classifier, InstanceSegmenter, PoseEstimator, Segmenter
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.inference.loading import InvalidOutputError, check_outputs
+from hf_vit_seg.inference.output_checks import InvalidOutputError, check_outputs
 from hf_vit_seg.inference.segmentation import nodata_label
 
 UNDECLARED = np.float32(-3.4e38)

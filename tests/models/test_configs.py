@@ -10,7 +10,7 @@ from transformers import AutoModelForSemanticSegmentation, ConvNextConfig, Dinov
 
 from hf_vit_seg import architectures
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.inference.loading import label_names
+from hf_vit_seg.loading.models import label_names
 from hf_vit_seg.models.configuration_backbone_seg import BackboneSegmentationConfig
 from hf_vit_seg.models.configuration_cvt import CvTConfig
 from hf_vit_seg.models.modeling_backbone_seg import BackboneForSemanticSegmentation

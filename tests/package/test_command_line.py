@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import hf_vit_seg
 from hf_vit_seg.cli import app, model_formats
 from hf_vit_seg.error_reporting import GENERAL
-from hf_vit_seg.inference.loading import select_device
+from hf_vit_seg.loading.devices import select_device
 from hf_vit_seg.models.segmentation_heads import find_head
 from hf_vit_seg.training.model.building import build_model
 from hf_vit_seg.training.recipe_loading import RecipeFileError, load_recipe

@@ -23,11 +23,12 @@ ARROWS = {
     "data": {"models"},
     "metrics": set(),
     "drawing": set(),
-    "inference": {"models", "data", "drawing", "conversion"},
-    "training": {"models", "data", "metrics", "inference", "drawing", "conversion"},
-    "export": {"models", "data", "inference"},
-    "hub": {"models", "data", "inference", "training", "demo", "drawing", "conversion"},
-    "demo": {"models", "data", "inference", "drawing"},
+    "loading": {"models", "conversion"},
+    "inference": {"models", "data", "drawing", "conversion", "loading"},
+    "training": {"models", "data", "metrics", "inference", "drawing", "conversion", "loading"},
+    "export": {"models", "data", "inference", "loading"},
+    "hub": {"models", "data", "inference", "training", "demo", "drawing", "conversion", "loading"},
+    "demo": {"models", "data", "inference", "drawing", "loading"},
     "conversion": {"models"},
     "cli": {"data", "inference", "training", "export", "hub", "demo", "conversion"},
 }
@@ -65,8 +66,9 @@ LEVELS: dict[str, list[set[str]]] = {
         {"object_stitching", "image_segmenter"},
         {"segmentation", "segments", "dense", "runtimes"},
         {"image_model"},
-        {"annotations", "image_inputs", "loading"},
+        {"annotations", "image_inputs", "output_checks"},
     ],
+    "loading": [{"models"}, {"devices", "image_processors"}, {"errors"}],
 }
 
 copied = sorted(path for path in MODELS.glob("*.py") if not path.name.startswith(("plugin_", "__init__")))

@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, p
 from hf_vit_seg.data.datasets import open_split
 from hf_vit_seg.data.samples import Segments
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
-from hf_vit_seg.inference.loading import load_for_inference, task_of
+from hf_vit_seg.loading.models import load_for_inference, task_of
 from hf_vit_seg.metrics.segment_overlaps import SegmentMap, find_overlaps
 from hf_vit_seg.models.image_processing_universal import UniversalSegmentationImageProcessor
 from hf_vit_seg.records import RecordError

@@ -19,8 +19,9 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.classifier import Classifier
 from hf_vit_seg.inference.dense.image_preparation import milliseconds_since
 from hf_vit_seg.inference.image_inputs import load_file
-from hf_vit_seg.inference.loading import check_outputs, label_names
+from hf_vit_seg.inference.output_checks import check_outputs
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
+from hf_vit_seg.loading.models import label_names
 
 from .boxes import Boxes, PersonBox, read_boxes
 from .prediction import OVERLAY, Job, Outcome, PredictOptions, run_jobs, write_results

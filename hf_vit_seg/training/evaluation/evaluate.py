@@ -24,7 +24,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vit_seg.data.datasets import open_split
 from hf_vit_seg.data.sources.registry import SOURCES
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.inference.loading import invalid_outputs
+from hf_vit_seg.inference.output_checks import invalid_outputs
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 from hf_vit_seg.records import RecordError, read_record

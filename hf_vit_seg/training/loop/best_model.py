@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from hf_vit_seg.inference.loading import ModelError, load_model
+from hf_vit_seg.loading.errors import ModelError
+from hf_vit_seg.loading.models import load_model
 from hf_vit_seg.provenance import CARD, Provenance
 from hf_vit_seg.training.checkpoints.main_process import on_main_process
 from hf_vit_seg.training.checkpoints.run_directory import RECIPE, RunDirectory, write_model_directory

@@ -18,7 +18,8 @@ from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.pretrained import convert_pretrained, describe
 from hf_vit_seg.data.statistics import Statistics
 from hf_vit_seg.errors import HfVitSegError, error_sentence
-from hf_vit_seg.inference.loading import AUTO_CLASSES, INVALID_FILES, label_names
+from hf_vit_seg.loading.errors import INVALID_FILES
+from hf_vit_seg.loading.models import AUTO_CLASSES, label_names
 from hf_vit_seg.models.errors import RENAMED_FIELDS
 from hf_vit_seg.models.layers import OBJECT_HEADS
 from hf_vit_seg.models.recomputation import update_statistics_once

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_vit_seg.inference.loading import unwrap_saved_modules
+from hf_vit_seg.loading.models import unwrap_saved_modules
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.records import RecordError
 

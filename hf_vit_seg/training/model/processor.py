@@ -9,7 +9,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.statistics import Statistics
 from hf_vit_seg.errors import error_sentence
-from hf_vit_seg.inference.loading import INVALID_FILES, has_processor, open_processor
+from hf_vit_seg.loading.errors import INVALID_FILES
+from hf_vit_seg.loading.image_processors import has_processor, open_processor
 from hf_vit_seg.models.image_processing_inputs import EIGHT_BIT_WHITE, highest_value
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.records import RecordError, unknown_setting

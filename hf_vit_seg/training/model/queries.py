@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from hf_vit_seg.data.labels.segment_classes import SEGMENT_TASKS
-from hf_vit_seg.inference.loading import INVALID_FILES
+from hf_vit_seg.loading.errors import INVALID_FILES
 from hf_vit_seg.training.recipe.schema import Recipe
 
 from .building import find_architecture, silence_transformers

@@ -11,7 +11,7 @@ from training_models import FIELDS, IMAGES, NEW, OLD, SEGMENTERS, logits, recipe
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
 from hf_vit_seg import architectures
-from hf_vit_seg.inference.loading import load_model
+from hf_vit_seg.loading.models import load_model
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.model import adapters
 from hf_vit_seg.training.model.adapters import merge_adapters, save_model

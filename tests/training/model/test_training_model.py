@@ -16,7 +16,7 @@ from transformers import (
 
 from hf_vit_seg import architectures
 from hf_vit_seg.data.statistics import Statistics
-from hf_vit_seg.inference.loading import AUTO_CLASSES
+from hf_vit_seg.loading.models import AUTO_CLASSES
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.model.building import build_model
 from hf_vit_seg.training.model.classifier_rows import matching_rows

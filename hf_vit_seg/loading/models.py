@@ -1,4 +1,4 @@
-"""Load models and image processors of any known format."""
+"""Load models of any known format, with their image processors."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from huggingface_hub.errors import HTTPError, StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig
 
 from hf_vit_seg.conversion.convert import Conversion
 from hf_vit_seg.conversion.errors import ConversionError
@@ -27,11 +26,14 @@ from hf_vit_seg.conversion.pretrained import (
     pin_revision,
 )
 from hf_vit_seg.conversion.readers import CONFIG, INDEX_FILES, WEIGHT_FILES, read_json, weight_file
-from hf_vit_seg.errors import HfVitSegError, error_sentence
+from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.models.layers import HUB_OPTIONS
-from hf_vit_seg.records import nearest, shorten, suggestion
-from hf_vit_seg.text_files import read_json_object
+from hf_vit_seg.records import nearest
+
+from .devices import float_type, select_device
+from .errors import INVALID_FILES, ModelError
+from .image_processors import find_processor, load_processor
 
 AUTO_CLASSES = {
     "segmentation": "AutoModelForSemanticSegmentation",
@@ -40,60 +42,11 @@ AUTO_CLASSES = {
     "instance": "AutoModelForUniversalSegmentation",  # also of models trained for panoptic segmentation
     "panoptic": "AutoModelForUniversalSegmentation",
 }
-DEVICES = ("cpu", "cuda", "mps", "xpu")
 EXTREMES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of dtypes with aminmax
 FEATURES = "features"
-# What from_pretrained of configs, image processors and models raises for files that are missing, invalid, or on a Hub
-# that does not answer.
-INVALID_FILES = (OSError, ValueError, KeyError, StrictDataclassError, HTTPError)
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-PROCESSOR_TYPES = {"image_processor_type": str, "feature_extractor_type": str, "processor_class": str, "auto_map": dict}
 TASKS = {**AUTO_CLASSES, FEATURES: "AutoModel"}
 
 logger = logging.getLogger(__name__)
-
-
-class ModelError(HfVitSegError):
-    """A model that cannot be used."""
-
-
-class InvalidOutputError(HfVitSegError):
-    """Outputs of a model that contain NaN or infinity."""
-
-
-def float_type(name: str | torch.dtype) -> torch.dtype:
-    """Return a floating-point dtype of torch by name. Raises ModelError for others."""
-    kind: Any = getattr(torch, name, None) if isinstance(name, str) else name
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise ModelError(f"{name} is not a floating-point type of torch: use float32, bfloat16 or float16")
-    return kind
-
-
-def select_device(device: str | torch.device | None) -> torch.device:
-    """Return the device, by default a GPU if available. Raises ModelError if it cannot be used."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        near = suggestion("cuda" if device == "gpu" else str(device), DEVICES)
-        raise ModelError(f"unknown device '{device}', expected cpu, cuda, cuda:1, mps or xpu{near}") from None
-    try:
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(
-            f"device {device} cannot be used: {error_sentence(error, short=True)}; available here: "
-            f"{', '.join(available_devices())}"
-        ) from None
-    return chosen
-
-
-def available_devices() -> list[str]:
-    """Return the names of the devices of this machine."""
-    kind = torch.accelerator.current_accelerator(check_available=True)
-    if kind is None:
-        return ["cpu"]
-    return ["cpu", *(f"{kind.type}:{index}" for index in range(torch.accelerator.device_count()))]
 
 
 class Loaded(NamedTuple):
@@ -160,8 +113,11 @@ def load_pretrained(
     text = pretrained_path(name)
     model = load_model(text, dtype, task or task_of(text, features=True, **hub), **hub)
     advise_conversion(model)
-    source, options = (text, hub) if has_processor(text, **hub) else find_base(text, **hub)
-    return Loaded(model, find_processor(source, **options), None)
+    processor = find_processor(text, **hub)
+    if processor is None:
+        source, options = find_base(text, **hub)
+        processor = find_processor(source, **options) if source != text else None
+    return Loaded(model, processor, None)
 
 
 def pin(name: str, **hub: Any) -> dict[str, Any]:
@@ -281,26 +237,6 @@ def check_finite(name: str, model: Any) -> None:
         )
 
 
-def invalid_outputs(outputs: torch.Tensor) -> torch.Tensor:
-    """Return where the outputs of a model, of any shape, are NaN or infinity, as a mask of the same shape.
-
-    Minus infinity is accepted: it excludes a class.
-    """
-    return outputs.isnan() | outputs.isposinf()
-
-
-def check_outputs(outputs: torch.Tensor, pixels: torch.Tensor) -> None:
-    """Raise InvalidOutputError if outputs of a model for `pixels` have `invalid_outputs`."""
-    total = outputs.sum()
-    if (total.isnan() or total.isposinf()) and invalid_outputs(outputs).any():
-        low, high = (float(extreme) for extreme in pixels.aminmax())
-        raise InvalidOutputError(
-            f"the outputs of the model contain NaN or infinity; its input has values from {low:.4g} to {high:.4g}. If "
-            "extreme values mark pixels without data, declare them in the file (gdal_edit.py -a_nodata VALUE FILE); "
-            "with float16, use float32 or bfloat16"
-        )
-
-
 def is_finite(tensor: torch.Tensor) -> bool:
     """Return whether all values are finite; one pass over the extremes where torch has it, without a copy."""
     if type(tensor) is torch.Tensor and tensor.dtype in EXTREMES and tensor.numel():
@@ -366,65 +302,18 @@ def label_names(config: Any, noun: str = "class") -> list[str]:
     return [labels.get(index, f"{noun} {index}") for index in range(config.num_labels)]
 
 
-def has_processor(name: str, **hub: Any) -> bool:
-    """Return whether a model has an image processor. Raises ConversionError for a repository that cannot be read."""
-    return any(find_file(name, file, **hub) is not None for file in PROCESSOR_FILES)
-
-
-def find_processor(name: str, **hub: Any) -> Any:
-    """Load the image processor of a model; None if it has none. Raises ModelError."""
-    try:
-        return load_processor(name, **hub) if has_processor(name, trust_cache=False, **hub) else None
-    except ConversionError as error:
-        raise ModelError(str(error)) from error
-
-
-def open_processor(name: str | Path, **hub: Any) -> Any:
-    """Load an image processor by transformers, which fails with other errors for names of classes of other types.
-
-    Raises one of `INVALID_FILES`.
-    """
-    for file in PROCESSOR_FILES:
-        path = find_file(name, file, **hub)
-        settings = {} if path is None else read_json_object(path)
-        for field, kind in PROCESSOR_TYPES.items():
-            if field in settings and not isinstance(settings[field], kind):
-                raise HfVitSegError(f"{field} in {file} is {shorten(settings[field])}: remove or correct it")
-    return AutoImageProcessor.from_pretrained(name, **hub)
-
-
-def load_processor(name: str, **hub: Any) -> Any:
-    """Load the image processor of a model. Raises ModelError if there is none."""
-    try:
-        return open_processor(name, **hub)
-    except INVALID_FILES as error:
-        reason = error_sentence(error, short=True)
-        if isinstance(error, ValueError) and has_processor(name, **hub):
-            raise ModelError(f"the image processor of {name} cannot be loaded: {reason}") from error
-        raise ModelError(
-            f"{name} has no image processor (preprocessor_config.json), which is required to resize and normalize "
-            f"images: {reason}"
-        ) from error
-
-
 __all__ = [
     "AUTO_CLASSES",
     "TASKS",
     "Loaded",
-    "ModelError",
     "advise_conversion",
     "check_options",
     "find_conversion",
-    "float_type",
-    "has_processor",
     "label_names",
     "load",
     "load_for_inference",
     "load_model",
     "load_pretrained",
-    "load_processor",
-    "open_processor",
-    "select_device",
     "task_of",
     "unwrap_saved_modules",
 ]

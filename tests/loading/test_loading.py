@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForSemanticSegmentation
 
-from hf_vit_seg.inference.loading import is_finite, load
+from hf_vit_seg.loading.models import is_finite, load
 from hf_vit_seg.models.configuration_segformer import SegFormerConfig
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessorPil
 from hf_vit_seg.models.modeling_segformer import SegFormerForSemanticSegmentation

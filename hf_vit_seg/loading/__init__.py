@@ -1,0 +1,1 @@
+"""Load models and image processors of any known format."""
