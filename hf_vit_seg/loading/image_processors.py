@@ -25,7 +25,9 @@ def has_processor(name: str, **hub: Any) -> bool:
 def find_processor(name: str, **hub: Any) -> Any:
     """Load the image processor of a model; None if it has none. Raises ModelError."""
     try:
-        return load_processor(name, **hub) if has_processor(name, trust_cache=False, **hub) else None
+        if not has_processor(name, trust_cache=False, **hub):
+            return None
+        return load_processor(name, **hub)
     except ConversionError as error:
         raise ModelError(str(error)) from error
 
