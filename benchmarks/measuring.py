@@ -59,19 +59,22 @@ def peak_memory(build: Callable[[], Contender], device: str) -> float:
 def _peak_of_process(build: Callable[[], Contender], sender, threads: int) -> None:
     torch.set_num_threads(threads)
     contender = build()
-    reset_peak()
-    before = peak_rss()
+    before = reset_peak()
     contender()
     sender.send((peak_rss() - before) / 2**20)
 
 
-def reset_peak() -> None:
-    """Reset the peak resident memory (Linux)."""
+def reset_peak() -> int:
+    """Reset the peak resident memory (Linux), and return the resident memory in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
+    return peak_rss()
 
 
 def peak_rss() -> int:
-    """Highest resident memory in bytes since the last reset."""
+    """Highest resident memory in bytes since the last reset, or since the start of the process.
+
+    Without /proc, it includes the peak of the process that started this one, which `ru_maxrss` inherits.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024

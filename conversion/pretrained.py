@@ -16,7 +16,7 @@ from hf_vit_seg.records import shorten
 
 from .convert import Conversion, convert_in_memory, source_provenance
 from .errors import ConversionError, UnsupportedCheckpoint
-from .files.download import download_file, is_address, is_repository, locate, repository_of
+from .files.download import download_file, is_address, is_repository, locate, names_repository, repository_of
 from .readers import CONFIG, SUFFIXES, Checkpoint, read, read_json, read_shapes, weight_file
 from .registry import full_name, recognize, sources
 
@@ -55,7 +55,7 @@ def pin_revision(name: str | Path, **hub: Any) -> dict[str, Any]:
 
     Raises ConversionError for a repository that cannot be read.
     """
-    if Path(name).expanduser().exists() or not is_repository(str(name)):
+    if not names_repository(name):
         return hub
     for file in (CONFIG, ADAPTER):
         if (path := download_file(str(name), file, **hub)) is not None:

@@ -89,6 +89,11 @@ def is_repository(text: str) -> bool:
     return not text.startswith((".", "/", "~"))
 
 
+def names_repository(name: str | Path) -> bool:
+    """Return whether a name is that of a repository, and not of a path that exists."""
+    return is_repository(str(name)) and not Path(name).expanduser().exists()
+
+
 def download_repository(
     repo_id: str,
     *,
@@ -168,11 +173,10 @@ def find_file(name: str | Path, file: str, **hub: Any) -> Path | None:
 
     transformers' `cached_file` also returns None for a file that cannot be downloaded.
     """
-    path = Path(name).expanduser()
-    if path.exists() or not is_repository(str(name)):
-        local = path / hub.get("subfolder", "") / file
-        return local if local.is_file() else None
-    return download_file(str(name), file, **hub)
+    if names_repository(name):
+        return download_file(str(name), file, **hub)
+    path = Path(name).expanduser() / hub.get("subfolder", "") / file
+    return path if path.is_file() else None
 
 
 def cached_folder(repo_id: str, subfolder: str, revision: str | None, cache_dir: str | Path | None) -> Path | None:

@@ -107,13 +107,14 @@ def sweep(parent: Path, kept: Iterable[str] = ()) -> None:
 def sweep_regularly(folder: Path, kept: Callable[[], Iterable[str]], stop: threading.Event) -> threading.Thread:
     """Sweep the folders of all servers now, and from time to time until `stop` is set."""
 
+    def sweep_all() -> None:
+        sweep(folder.parent, [str(folder), *kept()])  # the folder may be empty for long
+
     def loop() -> None:
         while not stop.wait(SECONDS_BETWEEN):
-            with suppress(OSError):
-                os.utime(folder)  # it may be empty for long
-            sweep(folder.parent, kept())
+            sweep_all()
 
-    sweep(folder.parent, kept())
+    sweep_all()
     thread = threading.Thread(target=loop, name="upload folder", daemon=True)
     thread.start()
     return thread

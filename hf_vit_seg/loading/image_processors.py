@@ -5,13 +5,12 @@ from typing import Any
 
 from transformers import AutoImageProcessor
 
-from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.files.download import find_file
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.records import shorten
 from hf_vit_seg.text_files import read_json_object
 
-from .errors import INVALID_FILES, ModelError
+from .errors import INVALID_FILES, ModelError, as_model_error
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 PROCESSOR_TYPES = {"image_processor_type": str, "feature_extractor_type": str, "processor_class": str, "auto_map": dict}
@@ -24,12 +23,10 @@ def has_processor(name: str, **hub: Any) -> bool:
 
 def find_processor(name: str, **hub: Any) -> Any:
     """Load the image processor of a model; None if it has none. Raises ModelError."""
-    try:
+    with as_model_error():
         if not has_processor(name, trust_cache=False, **hub):
             return None
         return load_processor(name, **hub)
-    except ConversionError as error:
-        raise ModelError(str(error)) from error
 
 
 def open_processor(name: str | Path, **hub: Any) -> Any:

@@ -32,7 +32,7 @@ from hf_vit_seg.models.layers import HUB_OPTIONS
 from hf_vit_seg.records import nearest
 
 from .devices import float_type, select_device
-from .errors import INVALID_FILES, ModelError
+from .errors import INVALID_FILES, ModelError, as_model_error
 from .image_processors import find_processor, load_processor
 
 AUTO_CLASSES = {
@@ -103,7 +103,8 @@ def load_pretrained(
     name = installed_path(str(name))
     if task is not None and task not in TASKS:
         raise ModelError(f"unknown task '{task}'; {nearest(task, TASKS, 'tasks')}")
-    hub = pin(name, **hub)
+    with as_model_error():
+        hub = pin_revision(name, **hub)
     if convert and (converted := find_conversion(name, **hub)) is not None:
         check_task(name, converted, task)
         model: Any = converted.model.base_model if task == FEATURES else converted.model
@@ -118,14 +119,6 @@ def load_pretrained(
         source, options = find_base(text, **hub)
         processor = find_processor(source, **options) if source != text else None
     return Loaded(model, processor, None)
-
-
-def pin(name: str, **hub: Any) -> dict[str, Any]:
-    """See `pin_revision`. Raises ModelError."""
-    try:
-        return pin_revision(name, **hub)
-    except ConversionError as error:
-        raise ModelError(str(error)) from error
 
 
 def advise_conversion(model: Any) -> None:
@@ -175,10 +168,8 @@ def pretrained_path(name: str | Path) -> str:
 
 def find_conversion(name: str | Path, **hub: Any) -> Conversion | None:
     """Convert a checkpoint in another format; None for others. Raises ModelError."""
-    try:
+    with as_model_error():
         return convert_pretrained(name, **hub)
-    except ConversionError as error:
-        raise ModelError(str(error)) from error
 
 
 def check_task(name: str | Path, converted: Conversion, task: str | None) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from child_process import output_of
 from conversion_references import assert_refused, nvlabs_state, transformers_model
 from hf_vit_seg.conversion.convert import ConversionError, convert
 from hf_vit_seg.conversion.settings.labels import MAX_CLASSES, resolve
 from hf_vit_seg.conversion.settings.preprocessing import check_channels, check_processor
-from memory_use import output_of
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -92,7 +92,7 @@ MEMORY = r"""
 import sys
 from pathlib import Path
 from hf_vit_seg.conversion.convert import ConversionError, convert
-from memory_use import peak, reset_peak
+from benchmarks.measuring import peak_rss, reset_peak
 
 for path in [sys.argv[2], *sys.argv[2:]]:  # the first twice: the first call imports modules
     before = reset_peak()
@@ -100,7 +100,7 @@ for path in [sys.argv[2], *sys.argv[2:]]:  # the first twice: the first call imp
         convert(Path(path), Path(sys.argv[1]))
         print(path, "converted")
     except ConversionError as error:
-        print((peak() - before) // 2**20, error)
+        print((peak_rss() - before) // 2**20, error)
 """
 
 

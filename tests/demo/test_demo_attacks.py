@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from child_process import output_of
 from demo_server import SERVER
-from memory_use import output_of
 from PIL import Image
 from transformers import AutoModelForImageClassification, AutoModelForPoseEstimation
 
@@ -514,12 +514,12 @@ PEAK = """
 import sys
 from pathlib import Path
 from hf_vit_seg.data.images.pixels import read_pixels
-from memory_use import peak, reset_peak
+from benchmarks.measuring import peak_rss, reset_peak
 before = reset_peak()
 try:
     read_pixels(Path(sys.argv[1]))
 except ValueError as error:
-    print(type(error).__name__, peak() - before)
+    print(type(error).__name__, peak_rss() - before)
 """
 
 

@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+from child_process import output_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_use import output_of
 from object_models import NAMES, draw_spots, spot_segmenter
 from PIL import Image
 
@@ -223,7 +223,7 @@ LARGE = """
 import sys
 from pathlib import Path
 import numpy as np
-from memory_use import peak
+from benchmarks.measuring import peak_rss
 from object_models import spot_segmenter
 from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.inference import Protocol
@@ -240,7 +240,7 @@ del image
 job = Job(ImageFile(path, path), path.with_name("out"))
 for _ in predict_tiled_objects(spot_segmenter(Protocol(window=2048, stride=1920)), job, PredictOptions(overlay=False)):
     pass
-print(peak())
+print(peak_rss())
 """
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from child_process import output_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_use import output_of
 from PIL import Image
 from tiny_segmenters import job, save_segmenter, segmenter
 from typer.testing import CliRunner
@@ -383,7 +383,7 @@ from hf_vit_seg.inference.tiles import reading
 from hf_vit_seg.inference import Protocol
 from hf_vit_seg.inference.files.prediction import PredictOptions
 from hf_vit_seg.inference.tiles.prediction import predict_tiled
-from memory_use import peak
+from benchmarks.measuring import peak_rss
 from tiny_segmenters import job, segmenter
 
 torch.set_num_threads(1)
@@ -391,7 +391,7 @@ reading.CACHE_BYTES = 32 * 2**20
 run = segmenter(Protocol(window=512, stride=512))
 for _ in predict_tiled(run, job(Path(sys.argv[1]), Path(sys.argv[2])), PredictOptions(tile=1024)):
     pass
-print(peak())
+print(peak_rss())
 """
 
 

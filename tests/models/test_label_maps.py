@@ -4,9 +4,9 @@ import sys
 
 import pytest
 import torch
+from child_process import output_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_use import output_of
 
 from hf_vit_seg.models.label_maps import label_map, score_map
 
@@ -133,12 +133,12 @@ def test_empty_batch_gives_no_maps():
 MEMORY = r"""
 import torch
 from hf_vit_seg.models.label_maps import label_map, score_map
-from memory_use import peak, reset_peak
+from benchmarks.measuring import peak_rss, reset_peak
 
 def growth(task):
     before = reset_peak()
     task()
-    return (peak() - before) // 2**20
+    return (peak_rss() - before) // 2**20
 
 torch.set_num_threads(1)
 noise = torch.randn(1, 150, 16, 16)

@@ -55,7 +55,7 @@ def main() -> int:
     if given.name in WHOLE:
         own = WHOLE[given.name]
         with TemporaryDirectory() as folder:
-            found = own.run(Path(folder), given.cases) if given.cases else own.run(Path(folder))
+            found = own.run(Path(folder), **({"kills": given.cases} if given.name == "kills" and given.cases else {}))
         print(own.section(found))
         if not given.dry_run:
             write_section(given.name, own.TITLE, own.section(found))

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from unittest.mock import patch
 
@@ -23,7 +23,8 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.hub.push import push
 from hf_vit_seg.hub.repository import Target
 
-from .record import versions
+from . import record
+from .record import bullet_list, command_text
 
 TITLE = "A Hub that fails"
 ABOUT = (
@@ -67,7 +68,7 @@ class Try:
 
 
 class FailingHub:
-    """A Hub with a model, whose files are those of a directory with seed 0; `newer` is one with seed 1."""
+    """A Hub with a model, and two model directories, the second as its new revision."""
 
     def __init__(self, hub: Hub, folder: Path):
         self.hub, self.folder = hub, folder
@@ -75,12 +76,12 @@ class FailingHub:
         settings = self.models[1] / "preprocessor_config.json"
         settings.write_text(settings.read_text().replace(str(OLD_SIZE), str(NEW_SIZE)))
         self.connections = 0
-        self.files = [self.published(model) for model in self.models]
+        self.files = [self.published(version) for version in range(2)]
 
-    def published(self, model: Path) -> dict[str, bytes]:
+    def published(self, version: int) -> dict[str, bytes]:
         """Return the files of a push to an empty repository."""
         with self.connected():
-            push(model, Target(REPO))
+            self.publish(version)
             return contents(self.hub, REPO)
 
     @contextmanager
@@ -94,28 +95,29 @@ class FailingHub:
         """Push one of the two models."""
         push(self.models[version], Target(REPO))
 
-    def fail(self, fault: Exception, request: int, always: bool) -> None:
-        """Raise a fault at a request, counted from 0."""
-        asked = [0]
+    def before_requests(self, act: Callable[[int], object]) -> None:
+        """Call a function before each request, with its number from 0."""
+        numbers = count()
+        self.hub.fault = lambda method, path: act(next(numbers))
 
-        def raise_fault(method: str, path: str) -> None:
-            number, asked[0] = asked[0], asked[0] + 1
+    def fail(self, fault: Exception, request: int, always: bool) -> None:
+        """Raise a fault at a request, and with `always` at those after it."""
+
+        def act(number: int) -> None:
             if number == request or (always and number > request):
                 raise fault
 
-        self.hub.fault = raise_fault
+        self.before_requests(act)
 
     def change(self, request: int) -> None:
-        """Publish the new revision before a request, counted from 0."""
-        asked = [0]
+        """Publish the new revision before a request; a push would wait for the request that it is called from."""
 
-        def publish(method: str, path: str) -> None:
-            number, asked[0] = asked[0], asked[0] + 1
+        def act(number: int) -> None:
             if number == request:
                 repo = self.hub.repo(REPO)
                 repo.commits["1" * 40], repo.refs["main"] = self.files[1], "1" * 40
 
-        self.hub.fault = publish
+        self.before_requests(act)
 
     def heal(self) -> None:
         """Answer all requests."""
@@ -124,8 +126,8 @@ class FailingHub:
 
 def requests(failing: FailingHub, work: Callable[[], object]) -> int:
     """Count the requests of a call."""
-    asked: list[str] = []
-    failing.hub.fault = lambda method, path: asked.append(path)
+    asked: list[int] = []
+    failing.before_requests(asked.append)
     work()
     failing.heal()
     return len(asked)
@@ -224,8 +226,6 @@ def section(tries: Sequence[Try]) -> str:
     for (work, fault), found in counts.items():
         row = [work, fault, found.total(), found["done"], found["refused"], found["failed"]]
         rows.append("| " + " | ".join(map(str, row)) + " |")
-    failures = [f"- {each.work}, {each.fault}, request {each.request}: {each.outcome}" for each in tries if each.failed]
-    command = f"`python -m tests.reliability hub`, {datetime.now(UTC):%Y-%m-%d}, {versions()}."
-    fixed = "Found by this command and fixed:\n\n" + "\n".join(f"- {each}" for each in FIXED)
-    parts = [command, ABOUT, "\n".join(rows), "\n".join(failures), fixed]
-    return "\n\n".join(part for part in parts if part)
+    failures = [f"{each.work}, {each.fault}, request {each.request}: {each.outcome}" for each in tries if each.failed]
+    lists = [*bullet_list(record.FAILURES, failures), *bullet_list(record.FIXED, FIXED)]
+    return "\n\n".join([command_text("hub"), ABOUT, "\n".join(rows), *lists])

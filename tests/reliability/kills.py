@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from operator import eq
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from safetensors.torch import load_file
 from tiny_runs import settings, write_data, write_recipe
 from tiny_segmenters import save_segmenter
 
-from .record import versions
+from .record import command_text
 
 TITLE = "Killed processes"
 ABOUT = (
@@ -170,8 +169,7 @@ def steps_in(out: Path) -> int:
 def section(runs: Sequence[KilledRun]) -> str:
     """The text of the section in docs/reliability.md."""
     head = ["| work | kills | commands | files or tensors that differ |", "| --- | ---: | ---: | ---: |"]
-    command = f"`python -m tests.reliability kills`, {datetime.now(UTC):%Y-%m-%d}, {versions()}."
-    return "\n\n".join([command, ABOUT, "\n".join([*head, *(run.row() for run in runs)])])
+    return "\n\n".join([command_text("kills"), ABOUT, "\n".join([*head, *(run.row() for run in runs)])])
 
 
 def run(folder: Path, kills: int = KILLS) -> list[KilledRun]:

@@ -11,6 +11,7 @@ from hf_vit_seg.hub.environment import describe_environment
 from .sandbox import ACCEPTED, REFUSED, Outcomes
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+FAILURES, FIXED = "Failures of this run", "Found by this command and fixed"
 PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow", "tifffile", "imagecodecs", "av", "pyyaml")
 
 
@@ -19,6 +20,16 @@ def versions() -> str:
     found = describe_environment()
     packages = [f"{name} {found['packages'][name]}" for name in PACKAGES if name in found["packages"]]
     return ", ".join([f"hf_vit_seg {found['version']}", found["python"], *packages])
+
+
+def command_text(arguments: str) -> str:
+    """The command of a section, with date and versions."""
+    return f"`python -m tests.reliability {arguments}`, {datetime.now(UTC):%Y-%m-%d}, {versions()}."
+
+
+def bullet_list(title: str, entries: Sequence[str]) -> list[str]:
+    """A list with its title, as one paragraph; nothing without entries."""
+    return [f"{title}:\n\n" + "\n".join(f"- {each}" for each in entries)] if entries else []
 
 
 def table_of(outcomes: Outcomes) -> str:
@@ -34,18 +45,10 @@ def table_of(outcomes: Outcomes) -> str:
 
 def section(name: str, about: str, outcomes: Outcomes, seed: int, fixed: Sequence[str]) -> str:
     """The text of a section."""
-    lines = [
-        f"`python -m tests.reliability {name} --cases {outcomes.total} --seed {seed}`, {datetime.now(UTC):%Y-%m-%d}, "
-        f"{versions()}.",
-        about,
-        table_of(outcomes),
-    ]
-    if outcomes.failures:
-        found = [f"- case {each['case']}, {each['kind']}: {each['outcome']}" for each in outcomes.failures]
-        lines.append("Failures of this run:\n\n" + "\n".join(found))
-    if fixed:
-        lines.append("Found by this command and fixed:\n\n" + "\n".join(f"- {each}" for each in fixed))
-    return "\n\n".join(lines)
+    found = [f"case {each['case']}, {each['kind']}: {each['outcome']}" for each in outcomes.failures]
+    lists = [*bullet_list(FAILURES, found), *bullet_list(FIXED, fixed)]
+    command = command_text(f"{name} --cases {outcomes.total} --seed {seed}")
+    return "\n\n".join([command, about, table_of(outcomes), *lists])
 
 
 def write_section(name: str, title: str, text: str, page: Path = PAGE) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.measuring import peak_rss, reset_peak
 from hf_vit_seg.errors import HfVitSegError
-from tests.support.memory_use import peak, reset_peak
 
 SECONDS = 5.0
 GRACE = 10.0  # until a case that does not return is killed
@@ -68,7 +68,7 @@ def judge(case: Case, folder: Path) -> dict[str, Any]:
         last = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error}"[:300]
         found = {"outcome": "exception", "text": text, "place": f"{Path(last.filename).name}:{last.name}"}
-    seconds, bytes_ = os.times().elapsed - start, peak() - before
+    seconds, bytes_ = os.times().elapsed - start, peak_rss() - before
     if seconds > SECONDS:
         found = {"outcome": "slow", "text": f"{seconds:.1f} s, {found}"}
     elif bytes_ > MEMORY + 2 * case.size:
@@ -79,7 +79,7 @@ def judge(case: Case, folder: Path) -> dict[str, Any]:
 def work(cases: Callable[[int], Case], folder: Path, pipe: Connection) -> None:
     """Run the cases whose numbers are sent, until None."""
     torch.set_num_threads(1)
-    limit = peak() + ADDRESS_SPACE
+    limit = peak_rss() + ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from socket import socket
 
@@ -25,7 +24,7 @@ from tiny_runs import settings, write_data, write_recipe
 from hf_vit_seg.demo.catalogue import NUCLEI
 
 from .predictions import SIDES
-from .record import versions
+from .record import command_text
 
 TITLE = "Long runs"
 ABOUT = (
@@ -161,8 +160,7 @@ def is_open(port: int) -> bool:
 def section(runs: list[LongRun]) -> str:
     """The text of the section in docs/reliability.md."""
     head = ["| work | count | seconds | early | late | growth |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
-    command = f"`python -m tests.reliability soak`, {datetime.now(UTC):%Y-%m-%d}, {versions()}."
-    return "\n\n".join([command, ABOUT, "\n".join([*head, *(run.row() for run in runs)])])
+    return "\n\n".join([command_text("soak"), ABOUT, "\n".join([*head, *(run.row() for run in runs)])])
 
 
 def run(folder: Path, share: float = 1.0) -> list[LongRun]:

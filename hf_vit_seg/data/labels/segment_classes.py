@@ -46,13 +46,14 @@ def segment_targets(raw: RawSegments, table: ClassTable, task: str) -> list[int]
     assert raw.classes is not None
     found, known = dict[Raw, int](table.targets), range(len(table.names))
 
-    def target(number: int, value: int) -> int:
-        index, region = found.get(value), number in raw.regions
+    def target(number: int, value: int, crowd: int) -> int:
+        index = found.get(value)
         if index is None:
-            return BACKGROUND if region and task != PANOPTIC else NO_CLASS
-        return IGNORED if index not in known or (region and table.is_thing(index)) else index
+            return BACKGROUND if number in raw.regions and task != PANOPTIC else NO_CLASS
+        return IGNORED if index not in known or crowd >= 0 else index
 
-    return [target(number, value) for number, value in enumerate(raw.classes, 1)]
+    crowds = crowd_classes(raw, table)
+    return [target(number, *pair) for number, pair in enumerate(zip(raw.classes, crowds, strict=True), 1)]
 
 
 def crowd_classes(raw: RawSegments, table: ClassTable) -> list[int]:
@@ -97,11 +98,15 @@ def apply_classes(raw: RawSegments, table: ClassTable, task: str, unlabeled: tor
         )
     numbers, classes = number_segments(targets, table)
     lookup = torch.tensor([-1, -1 if task == PANOPTIC else 0, *numbers], dtype=torch.int32)
-    ids = lookup[raw.ids.to(torch.int64) + 1]
-    crowds = torch.tensor([-1, -1, *crowd_classes(raw, table)], dtype=torch.int32)[raw.ids.to(torch.int64) + 1]
+    places, groups = raw.ids.to(torch.int64) + 1, crowd_classes(raw, table)
+    ids, crowds = lookup[places], None
+    if any(group >= 0 for group in groups):
+        crowds = torch.tensor([-1, -1, *groups], dtype=torch.int32)[places]
     if unlabeled is not None:
-        ids[unlabeled] = crowds[unlabeled] = -1
-    return remove_empty(Segments(ids, tuple(classes), crowds if bool((crowds >= 0).any()) else None))
+        ids[unlabeled] = -1
+    if unlabeled is not None and crowds is not None:
+        crowds[unlabeled] = -1
+    return remove_empty(Segments(ids, tuple(classes), crowds))
 
 
 def number_segments(targets: Sequence[int], table: ClassTable) -> tuple[list[int], list[int]]:
