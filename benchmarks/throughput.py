@@ -210,7 +210,6 @@ def measure(work: Work, setup: Setup) -> Cost:
 
 def ray_rate(setup: Setup, threads: int) -> float | None:
     """Images per second of one actor of Ray, by the times of its shards; None if it is not installed."""
-    from hf_vit_seg.inference.batch.processes import ModelSettings
     from hf_vit_seg.inference.batch.processes import Work as ShardWork
     from hf_vit_seg.inference.batch.ray_engine import RayError, run_ray
     from hf_vit_seg.inference.batch.shard import ShardStatus
@@ -223,8 +222,8 @@ def ray_rate(setup: Setup, threads: int) -> float | None:
 
     with tempfile.TemporaryDirectory() as out:
         settings = RunSettings(setup.model, "", (setup.photos,), shards=8, reports=False)
-        model = ModelSettings(setup.model, setup.device, threads=threads)
-        work = ShardWork(plan(settings, Storage(out)), model, PredictOptions(overlay=False), WorkSettings())
+        options = PredictOptions(model=setup.model, device=setup.device, overlay=False)
+        work = ShardWork(plan(settings, Storage(out)), options, WorkSettings(threads=threads))
         try:
             run_ray(work, range(8), note, actors=1)
         except RayError:

@@ -54,10 +54,9 @@ def run(given: argparse.Namespace) -> int:
         HfApi().create_repo(f"{given.push}-parts", repo_type="dataset", private=True, exist_ok=True)
     rank, world = share_of_processes()
     batch = BatchRun(
-        model=given.model,
+        options=PredictOptions(model=given.model, overlay=False),
         inputs=tuple(given.inputs),
         out=parts,
-        options=PredictOptions(overlay=False),
         format="parquet",
         column=given.column,
         batch_size=given.batch_size,

@@ -301,7 +301,6 @@ def predict(
     from hf_vit_seg.inference.batch.console import requires_shards, share_of_processes
     from hf_vit_seg.inference.batch.run import BatchRun
     from hf_vit_seg.inference.console import PredictRun, predict_jobs, protocol_from_text
-    from hf_vit_seg.inference.dense.protocols import Protocol
     from hf_vit_seg.inference.files.map_coordinates import PolygonCoordinates
     from hf_vit_seg.inference.files.prediction import PredictOptions, check_task_options
     from hf_vit_seg.inference.files.tables import table_paths
@@ -310,8 +309,22 @@ def predict(
     if os.path.exists(out) and not os.path.isdir(out):
         raise HfVitSegError(f"--out {out} is a file, not a folder")
     formats = set(polygons or ())
-    predict_options = PredictOptions(
+    options = PredictOptions(
         model=model,
+        device=device,
+        dtype=dtype.value,
+        convert=convert_model,
+        protocol=protocol_from_text(
+            preset=protocol,
+            size=size,
+            divisor=divisor,
+            window=window,
+            stride=stride,
+            blend=blend,
+            window_batch=window_batch,
+            scales=scales,
+            flip=flip or None,
+        ),
         overlay=overlay,
         opacity=opacity,
         scores=scores,
@@ -327,43 +340,17 @@ def predict(
         boxes=boxes,
         threshold=threshold,
     )
-    chosen = protocol_from_text(
-        preset=protocol,
-        size=size,
-        divisor=divisor,
-        window=window,
-        stride=stride,
-        blend=blend,
-        window_batch=window_batch,
-        scales=scales,
-        flip=flip or None,
-    )
     task = find_task(model)
-    check_task_options(task, predict_options, chosen != Protocol())
-    options_of_shards = {
-        "--format": result_format,
-        "--workers": workers,
-        "--batch-size": batch_size,
-        "--shards": shards,
-        "--engine": engine,
-        "--address": address,
-        "--image-column": image_column,
-        "--no-reports": not reports,
-        "--push-dataset": push_dataset,
-    }
-    if requires_shards(images, out, options_of_shards):
+    check_task_options(task, options)
+    batch_options = (result_format, workers, batch_size, shards, engine, address, image_column, not reports)
+    if requires_shards(images, out, (*batch_options, push_dataset)):
         if skip_existing:
             raise HfVitSegError("a run by shards is resumed by the same command: remove --skip-existing")
         rank, world = share_of_processes()
         batch = BatchRun(
-            model=model,
+            options=options,
             inputs=tuple(images),
             out=out,
-            options=predict_options,
-            protocol=chosen,
-            device=device,
-            dtype=dtype.value,
-            convert=convert_model,
             format=(result_format or ResultFormat.folder).value,
             column=image_column,
             reports=reports,
@@ -381,19 +368,7 @@ def predict(
     with lock_directory(folder):
         tables = table_paths(task, folder)
         jobs = plan_jobs(images, folder, overwrite, skip_existing, videos=frame_rate is not None, tables=tables)
-        code = predict_jobs(
-            PredictRun(
-                task=task,
-                jobs=jobs,
-                options=predict_options,
-                out=folder,
-                protocol=chosen,
-                device=device,
-                dtype=dtype.value,
-                convert=convert_model,
-                skip_existing=skip_existing,
-            )
-        )
+        code = predict_jobs(PredictRun(task, jobs, options, folder, skip_existing))
     raise typer.Exit(code)
 
 
@@ -404,7 +379,7 @@ def predict_shards(task: str, batch: "BatchRun", repo: str | None, private: bool
     from hf_vit_seg.inference.batch.console import run_batch
 
     if task != "segmentation":
-        raise HfVitSegError(f"{batch.model} is a model for {task}: batch inference is for segmentation models")
+        raise HfVitSegError(f"{batch.options.model} is a model for {task}: batch inference is for segmentation models")
     if repo is not None and (batch.format != ResultFormat.parquet or batch.world > 1):
         raise HfVitSegError("--push-dataset requires --format parquet, and a single process without accelerate launch")
     target = None if repo is None else Target(repo, private=private)

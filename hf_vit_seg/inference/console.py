@@ -66,7 +66,7 @@ def option_name(field: re.Match[str]) -> str:
 
 @dataclass(frozen=True)
 class PredictRun:
-    """A call of `predict` that runs in this process: the jobs of a model, and the settings to load it with.
+    """A call of `predict` that runs in this process.
 
     With `skip_existing`, jobs that have results are skipped, and earlier rows of tables are kept.
     """
@@ -75,10 +75,6 @@ class PredictRun:
     jobs: Sequence[Job]
     options: PredictOptions
     out: Path
-    protocol: Protocol
-    device: str | None
-    dtype: str
-    convert: bool
     skip_existing: bool
 
     @property
@@ -117,20 +113,20 @@ class Predictor:
         return isinstance(self.model, Segmenter | InstanceSegmenter)
 
 
-def load_predictor(run: PredictRun) -> Predictor:
+def load_predictor(task: str, options: PredictOptions) -> Predictor:
     """Load the model of a task. Raises ModelError or PredictionError."""
-    name, loading = run.options.model, {"convert": run.convert}
-    if run.task == "classification":
-        model: Any = Classifier.from_pretrained(name, run.device, run.dtype, **loading)
+    load = {"name": options.model, "device": options.device, "dtype": options.dtype, "convert": options.convert}
+    if task == "classification":
+        model: Any = Classifier.from_pretrained(**load)
         return Predictor(model, "classified", partial(classify, model))
-    if run.task == "pose":
-        model = PoseEstimator.from_pretrained(name, run.device, run.dtype, **loading)
+    if task == "pose":
+        model = PoseEstimator.from_pretrained(**load)
         return Predictor(model, "searched for keypoints", partial(estimate_poses, model))
-    if run.task == "instance":
-        threshold = THRESHOLD if run.options.threshold is None else run.options.threshold
-        model = InstanceSegmenter.from_pretrained(name, run.device, run.dtype, threshold, run.protocol, **loading)
+    if task == "instance":
+        threshold = THRESHOLD if options.threshold is None else options.threshold
+        model = InstanceSegmenter.from_pretrained(**load, threshold=threshold, protocol=options.protocol)
         return Predictor(model, "segmented", partial(predict_objects, model), partial(predict_tiled_objects, model))
-    model = Segmenter.from_pretrained(name, run.device, run.dtype, run.protocol, **loading)
+    model = Segmenter.from_pretrained(**load, protocol=options.protocol)
     return Predictor(model, "segmented", partial(predict, model), partial(predict_tiled, model))
 
 
@@ -144,7 +140,7 @@ def predict_jobs(run: PredictRun) -> int:
         return DONE
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    predictor = load_predictor(run)
+    predictor = load_predictor(run.task, options)
     start = time.perf_counter()
     videos = [job for job in jobs if is_video(job)]
     tiled = [job for job in jobs if predictor.tiles and job not in videos and needs_tiles(job, options)]

@@ -211,12 +211,12 @@ def test_pixels_without_data_have_no_objects():
 def test_rejected_options():
     from hf_vit_seg.inference.files.prediction import check_task_options
 
-    check_task_options("instance", PredictOptions(geojson=True, threshold=0.3), has_protocol=True)
+    check_task_options("instance", PredictOptions(geojson=True, threshold=0.3, protocol=Protocol(window=512)))
     for options in (PredictOptions(scores=True), PredictOptions(top_k=2), PredictOptions(tile=512)):
         with pytest.raises(HfVitSegError):
-            check_task_options("instance", options, has_protocol=False)
+            check_task_options("instance", options)
     with pytest.raises(HfVitSegError):
-        check_task_options("segmentation", PredictOptions(threshold=0.3), has_protocol=False)
+        check_task_options("segmentation", PredictOptions(threshold=0.3))
 
 
 LARGE = """

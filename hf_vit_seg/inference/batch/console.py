@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -152,14 +152,14 @@ def share_of_processes(environment: Mapping[str, str] = os.environ) -> tuple[int
     return 0, 1
 
 
-def requires_shards(inputs: list[str], out: str, given: Mapping[str, Any]) -> bool:
+def requires_shards(inputs: list[str], out: str, options: Sequence[Any]) -> bool:
     """Return whether a command of `predict` is one of batch inference.
 
-    It is, with one of its options (`given`, by name; None or the default if unset), for inputs that are not files or
+    It is one if an option of batch inference is given (a true value in `options`), for inputs that are not files or
     folders of images, for an output at an address, and in several processes.
     """
     special = any(is_address(each) or each.lower().endswith((TAR, PARQUET)) for each in inputs)
-    return special or is_address(out) or any(given.values()) or share_of_processes()[1] > 1
+    return special or is_address(out) or any(options) or share_of_processes()[1] > 1
 
 
 __all__ = ["BatchProgress", "requires_shards", "run_batch", "share_of_processes"]

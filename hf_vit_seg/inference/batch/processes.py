@@ -18,7 +18,6 @@ from transformers.utils import logging
 from hf_vit_seg.directory_lock import InUseError
 from hf_vit_seg.error_reporting import quiet_libraries, traceback_text
 from hf_vit_seg.errors import HfVitSegError, error_sentence
-from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.prediction import PredictOptions
 from hf_vit_seg.inference.segmenter import Segmenter
 
@@ -45,38 +44,30 @@ Note = Callable[[Event], Any]
 
 
 @dataclass(frozen=True)
-class ModelSettings:
-    """Settings of loading the model in each process; `threads` is the number of torch's threads (0: torch's choice)."""
-
-    name: str
-    device: str | None = None
-    dtype: str = "float32"
-    protocol: Protocol = field(default_factory=Protocol)
-    convert: bool = True
-    revision: str | None = None
-    threads: int = 0
-
-    def load(self) -> Segmenter:
-        """Load the model. Raises ModelError."""
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        hub = {} if self.revision is None else {"revision": self.revision}
-        return Segmenter.from_pretrained(self.name, self.device, self.dtype, self.protocol, convert=self.convert, **hub)
-
-
-@dataclass(frozen=True)
 class Work:
-    """The work of a process: the manifest, the model, the settings of writing, and the working directory."""
+    """The work of a process: the manifest, options and settings, the model's revision, and the working folder."""
 
     manifest: Manifest
-    model: ModelSettings
     options: PredictOptions
     settings: WorkSettings
+    revision: str | None = None
     folder: str = field(default_factory=os.getcwd)
 
+    def load_model(self) -> Segmenter:
+        """Load the model. Raises ModelError."""
+        options, hub = self.options, {} if self.revision is None else {"revision": self.revision}
+        return Segmenter.from_pretrained(
+            options.model, options.device, options.dtype, options.protocol, convert=options.convert, **hub
+        )
+
     def open(self) -> ShardSegmenter:
-        """Load the model; the threads start when it is entered. Raises ModelError."""
-        return ShardSegmenter(self.model.load(), self.options, self.settings)
+        """Set the number of torch's threads and load the model; threads for files start when it is entered.
+
+        Raises ModelError.
+        """
+        if self.settings.threads:
+            torch.set_num_threads(self.settings.threads)
+        return ShardSegmenter(self.load_model(), self.options, self.settings)
 
     def segment(self, segment: ShardSegmenter, index: int, note: Any) -> ShardStatus:
         """Segment a shard; one that another process is writing is left out."""
@@ -231,4 +222,4 @@ def prepare_process() -> None:
     python_logging.disable(python_logging.WARNING)
 
 
-__all__ = ["Event", "ModelSettings", "Note", "ShardProgress", "Work", "WorkerError", "run_processes"]
+__all__ = ["Event", "Note", "ShardProgress", "Work", "WorkerError", "run_processes"]

@@ -116,8 +116,8 @@ def run_ray(
     connect(ray, address)
     ray.data.DataContext.get_current().enable_progress_bars = False  # there is one of all images
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    wants_gpu = work.model.device is None and ray.cluster_resources().get("GPU", 0) > 0
-    resources = {"num_gpus": 1} if wants_gpu else {"num_cpus": max(work.model.threads, 1)}
+    wants_gpu = work.options.device is None and ray.cluster_resources().get("GPU", 0) > 0
+    resources = {"num_gpus": 1} if wants_gpu else {"num_cpus": max(work.settings.threads, 1)}
     rows = ray.data.from_items([{SHARD: index} for index in shards], override_num_blocks=len(shards))
     max_actors = min(actors or len(shards), len(shards))  # Ray starts as many of them as the cluster has room for
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max_actors, max_tasks_in_flight_per_actor=2)

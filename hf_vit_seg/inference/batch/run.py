@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ from transformers.utils.hub import extract_commit_hash
 from hf_vit_seg.data.storage.addresses import is_address, local_path
 from hf_vit_seg.directory_lock import lock_directory
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.prediction import PredictOptions
 from hf_vit_seg.provenance import package_versions
 
@@ -38,7 +37,7 @@ from .manifest import (
 )
 from .outputs import FORMATS, TEMPORARY, remove_results
 from .preparation import Failure
-from .processes import Event, ModelSettings, Note, Work, run_processes
+from .processes import Event, Note, Work, run_processes
 from .ray_engine import run_ray
 from .shard import ShardStatus, WorkSettings, read_status
 from .storage import Storage
@@ -58,21 +57,16 @@ class RunError(HfVitSegError):
 
 @dataclass(frozen=True)
 class BatchRun:
-    """A command of batch inference.
+    """A command of batch inference: the options of `predict`, and how the images are divided.
 
     `out` is a folder or an fsspec address, `format` one of `FORMATS`. `workers` are processes of this machine (with
     Ray: actors); by default one for each CPU core, or one on a GPU. `batch_size` is 1 on a CPU and 32 on a GPU by
     default. `rank` and `world` divide the shards among commands that run at the same time.
     """
 
-    model: str
+    options: PredictOptions
     inputs: tuple[str, ...]
     out: str
-    options: PredictOptions = field(default_factory=PredictOptions)
-    protocol: Protocol = field(default_factory=Protocol)
-    device: str | None = None
-    dtype: str = "float32"
-    convert: bool = True
     format: str = "folder"
     column: str = ""
     reports: bool = True
@@ -243,13 +237,12 @@ def is_local(model: str) -> bool:
 
 def run_settings(run: BatchRun, found: Manifest | None = None) -> RunSettings:
     """Return the settings that affect results; a model of the Hub keeps the revision of a manifest that was `found`."""
-    options = {key: value for key, value in asdict(run.options).items() if key != "model"}
+    model, options = run.options.model, asdict(run.options)
+    del options["model"], options["device"]
     options |= {"coordinates": run.options.coordinates.value, "boxes": None}
-    options |= {"protocol": run.protocol.model_dump(mode="json"), "dtype": run.dtype, "convert": run.convert}
-    settings = RunSettings(run.model, "", run.inputs, options, run.format, run.column, run.shards, run.reports)
-    if found is not None and not is_local(run.model):
-        return replace(settings, model_digest=found.settings.model_digest)
-    return replace(settings, model_digest=model_digest(run.model))
+    options |= {"protocol": run.options.protocol.model_dump(mode="json")}
+    digest = model_digest(model) if found is None or is_local(model) else found.settings.model_digest
+    return RunSettings(model, digest, run.inputs, options, run.format, run.column, run.shards, run.reports)
 
 
 def model_digest(name: str) -> str:
@@ -286,38 +279,38 @@ def remove_status(storage: Storage) -> None:
 
 def run_engine(run: BatchRun, manifest: Manifest, shards: Sequence[int], note: Note) -> None:
     """Segment shards with the engine of a run."""
-    workers, model, settings = resources(run)
+    workers, device, settings = resources(run)
     if not shards:
         return
-    if not is_local(run.model) and manifest.settings.model_digest:
-        model = replace(model, revision=manifest.settings.model_digest)
-    options = replace(run.options, model=run.model)
-    work = Work(manifest, model, options, settings)
+    revision = None if is_local(run.options.model) else manifest.settings.model_digest or None
+    work = Work(manifest, replace(run.options, device=device), settings, revision)
     if run.engine == "ray":
         run_ray(work, shards, note, run.address, run.workers)
     else:
         run_processes(work, shards, note, workers)
 
 
-def resources(run: BatchRun, environment: Mapping[str, str] = os.environ) -> tuple[int, ModelSettings, WorkSettings]:
-    """Return the number of processes and the settings of each: on a CPU, every core runs one process of one thread."""
+def resources(run: BatchRun, environment: Mapping[str, str] = os.environ) -> tuple[int, str | None, WorkSettings]:
+    """Return the number of processes, their device and their settings: on a CPU, one process of one thread per core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // int(environment.get("LOCAL_WORLD_SIZE", "1")))
-    gpu = torch.cuda.is_available() if run.device is None else not run.device.startswith("cpu")
-    device = run.device
+    device = run.options.device
+    gpu = torch.cuda.is_available() if device is None else not device.startswith("cpu")
     if gpu and device is None and "LOCAL_RANK" in environment:
         device = f"cuda:{environment['LOCAL_RANK']}"
     workers = run.workers or (1 if gpu else min(cores, MAX_PROCESSES))
     threads = 0 if gpu else max(1, cores // workers)
     if run.engine == "ray":
         threads = 1
-    model = ModelSettings(run.model, device, run.dtype, run.protocol, run.convert, threads=threads)
-    batch = run.batch_size or (ACCELERATOR_BATCH if gpu else 1)
     share = max(1, cores // workers)
     settings = WorkSettings(
-        batch, readers=max(2, min(share, 8)), writers=max(1, share // 2), decoders=share if gpu else 0
+        batch_size=run.batch_size or (ACCELERATOR_BATCH if gpu else 1),
+        readers=max(2, min(share, 8)),
+        writers=max(1, share // 2),
+        decoders=share if gpu else 0,
+        threads=threads,
     )
-    return workers, model, settings
+    return workers, device, settings
 
 
 # Results

@@ -39,13 +39,14 @@ class WorkSettings:
     """Settings of a process, which do not change the results.
 
     `batch_size` is the maximum number of images per forward pass; `readers` and `writers` are threads, `decoders`
-    processes (0: the readers decode).
+    processes (0: the readers decode). `threads` is the number of torch's threads (0: torch's choice).
     """
 
     batch_size: int = 1
     readers: int = 2
     writers: int = 1
     decoders: int = 0
+    threads: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """Segment many image files and write, for each, a label map, an overlay and a report."""
 
 import time
+import typing
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from hf_vit_seg.data.images.pixels import File
 from hf_vit_seg.drawing.overlays import save_overlay
 from hf_vit_seg.errors import HfVitSegError, OutOfMemory, error_sentence, is_out_of_memory
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since
+from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.image_inputs import load_file
 from hf_vit_seg.inference.segmentation import ClassCount, Segmentation, nodata_label
 from hf_vit_seg.inference.segmenter import Segmenter
@@ -84,12 +86,13 @@ def failed_outcome(job: Job, error: Exception) -> Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """The results to write, and how images are read.
+    """The options of `predict` for one or many images: the results to write, how images are read, and the model.
 
     `coordinates` is the coordinate system of polygons of georeferenced images in GeoJSON. Images above `max_pixels` are
     tiled; with `tile`, the side of a tile in pixels, all images in formats that support it. `frames` adds label maps of
     video frames, and `frame_rate` treats folders as videos. `boxes` is a file with the boxes of persons, for pose
-    models. `threshold` is the lowest score of an object, by default 0.5.
+    models. `threshold` is the lowest score of an object, by default 0.5. `model`, `device`, `dtype`, `convert` and
+    `protocol` are arguments of `Segmenter.from_pretrained`.
     """
 
     model: str = ""
@@ -107,6 +110,10 @@ class PredictOptions:
     frame_rate: float | None = None
     boxes: Path | None = None
     threshold: float | None = None
+    device: str | None = None
+    dtype: str = "float32"
+    convert: bool = True
+    protocol: Protocol = field(default_factory=Protocol)
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -127,37 +134,27 @@ class PredictOptions:
         return self.geojson and coordinates is None and self.coordinates is not PolygonCoordinates.pixels
 
 
-# The options of each task in addition to file options; all others require a segmentation model.
+# The options that apply to the models of each task.
+ALL_TASKS = frozenset({"model", "device", "dtype", "convert", "overlay", "max_pixels"})
 OPTIONS: Mapping[str, frozenset[str]] = {
     "segmentation": frozenset(PredictOptions.__dataclass_fields__) - {"boxes", "threshold"},
-    "instance": frozenset(
-        {
-            "model",
-            "overlay",
-            "opacity",
-            "geojson",
-            "coco",
-            "coordinates",
-            "max_pixels",
-            "threshold",
-            "frames",
-            "frame_rate",
-        }
-    ),
-    "classification": frozenset({"model", "overlay", "top_k", "max_pixels"}),
-    "pose": frozenset({"model", "overlay", "boxes", "max_pixels"}),
+    "instance": ALL_TASKS
+    | {"opacity", "geojson", "coco", "coordinates", "threshold", "frames", "frame_rate", "protocol"},
+    "classification": ALL_TASKS | {"top_k"},
+    "pose": ALL_TASKS | {"boxes"},
+}
+OPTION_NAMES = {
+    "geojson": "--polygons",
+    "coco": "--polygons",
+    "protocol": "inference settings such as --size and --window",
 }
 
-WITH_PROTOCOL = frozenset({"segmentation", "instance"})
 
-
-def check_task_options(task: str, options: PredictOptions, has_protocol: bool) -> None:
+def check_task_options(task: str, options: PredictOptions) -> None:
     """Raise HfVitSegError for options that do not apply to the task of the model."""
     defaults = PredictOptions()
     given = [name for name, value in vars(options).items() if value != getattr(defaults, name)]
-    names = {"geojson": "polygons", "coco": "polygons"}
-    wrong = [f"--{names.get(name, name).replace('_', '-')}" for name in given if name not in OPTIONS[task]]
-    wrong += ["inference settings such as --size and --window"] if has_protocol and task not in WITH_PROTOCOL else []
+    wrong = [OPTION_NAMES.get(name, f"--{name.replace('_', '-')}") for name in given if name not in OPTIONS[task]]
     if wrong:
         raise HfVitSegError(
             f"{options.model} is a model for {task}, which has no {', '.join(dict.fromkeys(wrong))}: remove them"
@@ -178,7 +175,7 @@ class FileFacts:
     coordinates: MapCoordinates | None = None
 
 
-class Preparation(Protocol):
+class Preparation(typing.Protocol):
     """Everything that reads an image for a model, without the model itself."""
 
     @property

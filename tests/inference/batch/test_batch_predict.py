@@ -30,6 +30,7 @@ from hf_vit_seg.inference.batch import run as run_module
 from hf_vit_seg.inference.batch.console import requires_shards, share_of_processes, summary_lines
 from hf_vit_seg.inference.batch.processes import ShardProgress
 from hf_vit_seg.inference.batch.run import BatchRun, RunError, RunObserver, RunSummary, resources, segment_images
+from hf_vit_seg.inference.files.prediction import PredictOptions
 
 ONE = ("--workers", "1", "--no-overlay")
 
@@ -74,7 +75,8 @@ def test_number_of_threads_is_kept(model, photos, tmp_path, workers):
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        segment_images(BatchRun(str(model), (str(photos),), str(tmp_path / "out"), shards=1, workers=workers))
+        options = PredictOptions(model=str(model))
+        segment_images(BatchRun(options, (str(photos),), str(tmp_path / "out"), shards=1, workers=workers))
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
@@ -254,7 +256,8 @@ def test_push_dataset_in_one_commit(model, photos, tmp_path, hub):
 def test_shards_of_several_commands(model, photos, tmp_path):
     """As jobs of HF Jobs do: both plan, each segments its shards."""
     out = tmp_path / "out"
-    settings = {"model": str(model), "inputs": (str(photos),), "out": str(out), "shards": 4, "workers": 1}
+    options = PredictOptions(model=str(model))
+    settings = {"options": options, "inputs": (str(photos),), "out": str(out), "shards": 4, "workers": 1}
     first = segment_images(BatchRun(**settings, rank=1, world=2))
     assert (first.images, first.finished) == (8, 4)
     second = segment_images(BatchRun(**settings, rank=0, world=2))
@@ -274,7 +277,7 @@ def test_observer_counts_images(model, photos, tmp_path):
         def on_start(self, images, done):
             self.events.append(("started", images, done))
 
-    run = BatchRun(str(model), (str(photos),), str(tmp_path / "out"), workers=1, shards=2)
+    run = BatchRun(PredictOptions(model=str(model)), (str(photos),), str(tmp_path / "out"), workers=1, shards=2)
     for done in (0, 8):
         observer = Counting()
         segment_images(run, observer)
@@ -304,13 +307,13 @@ def test_impossible_ranks_are_refused(environment):
 @pytest.mark.parametrize(
     ("inputs", "out", "options", "expected"),
     [
-        (["photos"], "out", {"--workers": None}, False),
-        (["photos"], "out", {"--workers": 1}, True),
-        (["s3://bucket/photos"], "out", {}, True),
-        (["a.tar"], "out", {}, True),
-        (["datasets://me/photos"], "out", {}, True),
-        (["file:///photos"], "out", {}, False),
-        (["photos"], "hf://datasets/me/out", {}, True),
+        (["photos"], "out", [None], False),
+        (["photos"], "out", [None, 1], True),
+        (["s3://bucket/photos"], "out", [], True),
+        (["a.tar"], "out", [], True),
+        (["datasets://me/photos"], "out", [], True),
+        (["file:///photos"], "out", [], False),
+        (["photos"], "hf://datasets/me/out", [], True),
     ],
 )
 def test_commands_that_require_shards(inputs, out, options, expected):
@@ -318,15 +321,15 @@ def test_commands_that_require_shards(inputs, out, options, expected):
 
 
 def test_processes_of_a_launcher_share_the_cores():
-    run = BatchRun("model", ("photos",), "out", device="cpu")
+    run = BatchRun(PredictOptions(model="model", device="cpu"), ("photos",), "out")
     alone = resources(run, {})
     shared = resources(run, {"LOCAL_WORLD_SIZE": "1000"})
-    assert alone[0] >= 1 and alone[1].threads == 1 and alone[2].batch_size == 1
-    assert shared[0] == 1 and shared[1].threads == 1
+    assert alone[0] >= 1 and alone[1] == "cpu" and (alone[2].threads, alone[2].batch_size) == (1, 1)
+    assert shared[0] == 1 and shared[2].threads == 1
 
 
 def test_summary_tells_what_is_left():
-    run = BatchRun("model", ("photos",), "out")
+    run = BatchRun(PredictOptions(model="model"), ("photos",), "out")
     lines = summary_lines(run, RunSummary(10, 6, (), 6, 2.0, 1.5), 1.0)
     assert "6.00 images/s" in lines[0] and "75%" in lines[0] and lines[1].startswith("4 images")
 
@@ -352,7 +355,7 @@ def test_every_job_shows_its_progress_and_one_process_of_a_launcher(monkeypatch)
 
     monkeypatch.setattr(console, "segment_images", segment)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    run = BatchRun("model", ("photos",), "out", rank=1, world=2)
+    run = BatchRun(PredictOptions(model="model"), ("photos",), "out", rank=1, world=2)
     console.run_batch(run)
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     console.run_batch(run)
@@ -403,7 +406,7 @@ def test_killed_processes_are_replaced_or_resumed(model, tmp_path):
     process = run_process(model, *options)
     output, _ = process.communicate(timeout=500)
     assert process.returncode == FAILED, output
-    run = BatchRun(str(model), (str(photos),), str(tmp_path / "whole"), workers=1, shards=12)
+    run = BatchRun(PredictOptions(model=str(model)), (str(photos),), str(tmp_path / "whole"), workers=1, shards=12)
     assert segment_images(run).finished == 301
     assert results(out) == results(tmp_path / "whole")
     assert not list(out.rglob(".tmp-*"))
@@ -450,7 +453,7 @@ def test_interrupted_command_resumes(model, tmp_path):
     process = run_process(model, *options)
     output, _ = process.communicate(timeout=500)
     assert process.returncode == DONE, output
-    run = BatchRun(str(model), (str(photos),), str(tmp_path / "whole"), workers=1, shards=8)
+    run = BatchRun(PredictOptions(model=str(model)), (str(photos),), str(tmp_path / "whole"), workers=1, shards=8)
     segment_images(run)
     assert results(tmp_path / "out") == results(tmp_path / "whole")
 

@@ -11,7 +11,7 @@ from tiny_segmenters import save_segmenter
 
 from hf_vit_seg.inference.batch import ray_engine
 from hf_vit_seg.inference.batch.manifest import RunSettings, plan
-from hf_vit_seg.inference.batch.processes import ModelSettings, ShardProgress, Work
+from hf_vit_seg.inference.batch.processes import ShardProgress, Work
 from hf_vit_seg.inference.batch.ray_engine import ProgressRelay, ShardActor, ShardCounts, poll, read_row
 from hf_vit_seg.inference.batch.shard import ShardStatus, WorkSettings
 from hf_vit_seg.inference.batch.storage import Storage
@@ -23,7 +23,7 @@ def work_of(folder: Path, shards: int) -> Work:
     photos = write_photos(folder / "photos", 4)
     settings = RunSettings(str(model), "", (str(photos),), shards=shards)
     manifest = plan(settings, Storage(str(folder / "out")))
-    return Work(manifest, ModelSettings(str(model), "cpu"), PredictOptions(overlay=False), WorkSettings())
+    return Work(manifest, PredictOptions(model=str(model), device="cpu", overlay=False), WorkSettings())
 
 
 def test_actor_counts_each_image(tmp_path):

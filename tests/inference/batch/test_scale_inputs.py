@@ -19,6 +19,7 @@ from hf_vit_seg.inference.batch.manifest import Manifest, RunSettings, plan
 from hf_vit_seg.inference.batch.readers import Readers
 from hf_vit_seg.inference.batch.run import BatchRun, segment_images
 from hf_vit_seg.inference.batch.storage import Storage
+from hf_vit_seg.inference.files.prediction import PredictOptions
 
 
 def read_all(out: Path, *inputs: str, column: str = "") -> dict[str, bytes]:
@@ -249,7 +250,9 @@ def stream(monkeypatch) -> list[int]:
 
 def test_stream_is_read_once_by_a_process(stream, tmp_path):
     model = save_segmenter(tmp_path / "model")
-    run = BatchRun(str(model), ("datasets://me/stream",), str(tmp_path / "out"), shards=6, workers=1)
+    run = BatchRun(
+        PredictOptions(model=str(model)), ("datasets://me/stream",), str(tmp_path / "out"), shards=6, workers=1
+    )
     summary = segment_images(run)
     assert summary.finished == 12 and not summary.failures
     assert stream == [*range(12), *range(12)]  # the first pass counts them
