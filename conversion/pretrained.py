@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
 from transformers import CONFIG_MAPPING
 from transformers.utils.hub import extract_commit_hash
 
@@ -55,13 +57,26 @@ def pin_revision(name: str | Path, **hub: Any) -> dict[str, Any]:
 
     Raises ConversionError for a repository that cannot be read.
     """
+    commit = find_commit(name, **hub)
+    return hub if commit is None else hub | {"revision": commit}
+
+
+def find_commit(name: str | Path, **hub: Any) -> str | None:
+    """Return the commit of a repository on the Hub, or of its files in the cache; None for paths, or if unknown.
+
+    Raises ConversionError for a repository that cannot be read.
+    """
     if not names_repository(name):
-        return hub
+        return None
     for file in (CONFIG, ADAPTER):
         if (path := download_file(str(name), file, **hub)) is not None:
-            commit = extract_commit_hash(str(path), None)
-            return hub if commit is None else hub | {"revision": commit}
-    return hub
+            return extract_commit_hash(str(path), None)
+    if hub.get("local_files_only"):
+        return None
+    try:
+        return HfApi().model_info(str(name), revision=hub.get("revision"), token=hub.get("token")).sha
+    except (OSError, HTTPError):  # no connection
+        return None
 
 
 def find_classes(name: str | Path, **hub: Any) -> list[str]:
@@ -188,6 +203,7 @@ __all__ = [
     "convert_pretrained",
     "describe",
     "find_classes",
+    "find_commit",
     "find_config",
     "is_convertible",
     "pin_revision",

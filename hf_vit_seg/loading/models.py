@@ -50,11 +50,15 @@ logger = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
-    """A model with its image processor (None if it has none), and a line on its conversion, if it was converted."""
+    """A model with its image processor (None if it has none).
+
+    `note` describes its conversion, if it was converted, and `hub` the options of its files, with their commit.
+    """
 
     model: Any
     processor: Any
     note: str | None
+    hub: dict[str, Any]
 
 
 def load(
@@ -110,7 +114,7 @@ def load_pretrained(
         model: Any = converted.model.base_model if task == FEATURES else converted.model
         note = describe(name, converted)
         logger.warning(note)
-        return Loaded(model.to(dtype), converted.processor, note)
+        return Loaded(model.to(dtype), converted.processor, note, hub)
     text = pretrained_path(name)
     model = load_model(text, dtype, task or task_of(text, features=True, **hub), **hub)
     advise_conversion(model)
@@ -118,7 +122,7 @@ def load_pretrained(
     if processor is None:
         source, options = find_base(text, **hub)
         processor = find_processor(source, **options) if source != text else None
-    return Loaded(model, processor, None)
+    return Loaded(model, processor, None, hub)
 
 
 def advise_conversion(model: Any) -> None:
@@ -143,7 +147,9 @@ def load_for_inference(
 ) -> tuple[Any, Any]:
     """Load a model and its image processor. Raises ModelError if it has no processor."""
     loaded = load_pretrained(name, dtype, task, convert=convert, **hub)
-    return loaded.model, loaded.processor or load_processor(pretrained_path(installed_path(str(name))), **hub)
+    if loaded.processor is not None:
+        return loaded.model, loaded.processor
+    return loaded.model, load_processor(pretrained_path(installed_path(str(name))), **loaded.hub)
 
 
 def pretrained_path(name: str | Path) -> str:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, HTTPError
-from transformers.utils.hub import extract_commit_hash
 
+from hf_vit_seg.conversion.errors import ConversionError
+from hf_vit_seg.conversion.pretrained import find_commit
 from hf_vit_seg.data.storage.addresses import is_address, local_path
 from hf_vit_seg.directory_lock import lock_directory
 from hf_vit_seg.errors import HfVitSegError
@@ -250,10 +249,9 @@ def model_digest(name: str) -> str:
     if is_local(name):
         return digest_files(Path(name).expanduser())
     try:
-        return HfApi().model_info(name).sha or ""
-    except (HTTPError, HFValidationError, OSError):  # not on the Hub, or no connection: as it is in the cache
-        cached = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 else None
-        return extract_commit_hash(cached, None) or "" if isinstance(cached, str) else ""
+        return find_commit(name) or ""
+    except ConversionError:  # loading the model reports the reason
+        return ""
 
 
 def digest_files(path: Path) -> str:
