@@ -5,6 +5,8 @@ Shapes: B images of equal size, C channels, H W pixels, h w the logits' grid, K 
 
 import time
 from collections.abc import Sequence
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -71,16 +73,6 @@ class Segmenter(ImageSegmenter):
         check_outputs(logits, pixel_values)
         return logits
 
-    def row_logits(self, view: torch.Tensor, model: Model, flip: bool) -> RowLogits:
-        """Return the logits of a view (B, C, H, W), whole or by windows, optionally flipped."""
-        grid = self.protocol.grid((view.shape[-2], view.shape[-1]), flip)
-        model = flip_outputs(model) if flip else model
-        if grid is None:
-            return LogitGrid(model(view))
-        batch = self.protocol.window_batch or (1 if self.device.type == "cpu" else WINDOWS_TOGETHER)
-        windows = max(1, batch // len(view))
-        return SlidingLogits(model, lambda rows, columns: view[..., rows, columns], grid, windows)
-
     @torch.inference_mode()
     def maps(
         self,
@@ -91,42 +83,25 @@ class Segmenter(ImageSegmenter):
         model: Model | None = None,
     ) -> PixelMaps:
         """Return the maps of images of equal size, at `size` (default: theirs), on the model's device."""
-        row_logits = self.view_logits(stack_views(prepared), model)
+        row_logits = self.view_logits(stack_views(prepared), model or self.checked_logits)
         chunk, classes = self.chunk_bytes // len(prepared), self.model.config.num_labels
         return read_maps(row_logits, size or prepared[0].size, classes, selection, dtype=dtype, chunk_bytes=chunk)
 
-    @torch.inference_mode()
-    def maps_of_sizes(
-        self,
-        prepared: Sequence[PreparedImage],
-        selection: MapSelection | None = None,
-        dtype: torch.dtype = torch.int64,
-        model: Model | None = None,
-    ) -> list[PixelMaps]:
-        """Return the maps (1, H, W) of each image, at its own size: the model runs once on images with equal views.
+    def view_logits(self, views: Sequence[torch.Tensor], model: Model) -> list[RowLogits]:
+        """Return the logits of each view (B, C, H, W), and of its mirror image if the protocol has one.
 
-        HfVitSegError for images in several windows.
+        The model runs at once on whole views, and on windows when their rows are read.
         """
-        grids = self.view_logits(stack_views(prepared, any_size=True), model)
-        if not all(isinstance(grid, LogitGrid) for grid in grids):
-            raise HfVitSegError("Images of different sizes in one batch need a protocol without windows")
-        logits, classes = [grid.logits for grid in grids if isinstance(grid, LogitGrid)], self.model.config.num_labels
-        return [
-            read_maps(
-                [LogitGrid(each[i : i + 1]) for each in logits],
-                image.size,
-                classes,
-                selection,
-                dtype=dtype,
-                chunk_bytes=self.chunk_bytes,
-            )
-            for i, image in enumerate(prepared)
-        ]
-
-    def view_logits(self, views: Sequence[torch.Tensor], model: Model | None) -> list[RowLogits]:
-        """Return the logits of each view (B, C, H, W), and of its mirror image if the protocol has one."""
-        flips = (False, True) if self.protocol.flip else (False,)
-        return [self.row_logits(view, model or self.checked_logits, flip) for view in views for flip in flips]
+        batch = self.protocol.window_batch or (1 if self.device.type == "cpu" else WINDOWS_TOGETHER)
+        found: list[RowLogits] = []
+        for view, flip in product(views, (False, True) if self.protocol.flip else (False,)):
+            grid = self.protocol.grid((view.shape[-2], view.shape[-1]), flip)
+            forward = flip_outputs(model) if flip else model
+            if grid is None:
+                found.append(LogitGrid(forward(view)))
+            else:
+                found.append(SlidingLogits(forward, partial(crop, view), grid, max(1, batch // len(view))))
+        return found
 
     @property
     def chunk_bytes(self) -> int:
@@ -170,17 +145,13 @@ class Segmenter(ImageSegmenter):
         selection = MapSelection(scores, entropy, top_k)
         return [found for batch in batches for found in self.segment_batch(batch, selection)]
 
+    @torch.inference_mode()
     def segment_batch(self, prepared: Sequence[PreparedImage], selection: MapSelection) -> list[Segmentation]:
         """Segment prepared images with equal views in one batch; with windows, their sizes must be equal too."""
         start = time.perf_counter()
         model = TimedModel(self.checked_logits)
-        kind = torch.uint8 if len(self.names) <= 256 else torch.int32
-        if have_equal_sizes(prepared):
-            batch = to_arrays(self.maps(prepared, selection, dtype=kind, model=model))
-            maps = [{name: found[i] for name, found in batch.items()} for i in range(len(prepared))]
-        else:
-            parts = [to_arrays(part) for part in self.maps_of_sizes(prepared, selection, dtype=kind, model=model)]
-            maps = [{name: found[0] for name, found in part.items()} for part in parts]
+        row_logits = self.view_logits(stack_views(prepared, any_size=True), model)
+        maps = self.image_maps(row_logits, prepared, selection)
         total = milliseconds_since(start)
         timings = {
             "model": model.milliseconds / len(prepared),
@@ -202,6 +173,29 @@ class Segmenter(ImageSegmenter):
             each if image.missing is None else each.hide(image.missing.numpy())
             for each, image in zip(found, prepared, strict=True)
         ]
+
+    def image_maps(
+        self, row_logits: Sequence[RowLogits], prepared: Sequence[PreparedImage], selection: MapSelection
+    ) -> list[dict[str, np.ndarray]]:
+        """Return the maps (H, W) of each image at its size, from the logits of their views.
+
+        HfVitSegError for images of different sizes in several windows.
+        """
+        classes, dtype = self.model.config.num_labels, torch.uint8 if len(self.names) <= 256 else torch.int32
+        if have_equal_sizes(prepared):
+            chunk = self.chunk_bytes // len(prepared)
+            maps = read_maps(row_logits, prepared[0].size, classes, selection, dtype=dtype, chunk_bytes=chunk)
+            arrays = to_arrays(maps)
+            return [{name: array[i] for name, array in arrays.items()} for i in range(len(prepared))]
+        grids = [logits.logits for logits in row_logits if isinstance(logits, LogitGrid)]
+        if len(grids) < len(row_logits):
+            raise HfVitSegError("Images of different sizes in one batch need a protocol without windows")
+        found = []
+        for i, image in enumerate(prepared):
+            own = [LogitGrid(logits[i : i + 1]) for logits in grids]
+            maps = read_maps(own, image.size, classes, selection, dtype=dtype, chunk_bytes=self.chunk_bytes)
+            found.append({name: array[0] for name, array in to_arrays(maps).items()})
+        return found
 
     def describe(self, prepared: PreparedImage | None = None) -> str:
         """Describe the inference for reports; for a prepared image, with the size to which it was resized."""
@@ -231,10 +225,14 @@ def stack_views(prepared: Sequence[PreparedImage], any_size: bool = False) -> li
     return [torch.cat(views) for views in zip(*(image.views for image in prepared), strict=True)]
 
 
+def crop(view: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
+    """Return a window of a view (B, C, H, W)."""
+    return view[..., rows, columns]
+
+
 def to_arrays(maps: PixelMaps) -> dict[str, np.ndarray]:
     """Convert maps to arrays: labels in the smallest unsigned dtype, others in float32."""
-    found = {name: tensor for name, tensor in vars(maps).items() if tensor is not None}
-    return {name: to_array(tensor) for name, tensor in found.items()}
+    return {name: to_array(tensor) for name, tensor in vars(maps).items() if tensor is not None}
 
 
 def to_array(tensor: torch.Tensor) -> np.ndarray:
