@@ -162,40 +162,27 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
 
     `facts` is the file that caches the data checks.
     """
-    if recipe.loop.deterministic:
-        torch.use_deterministic_algorithms(True)
-    check_average_is_not_sharded(recipe, accelerator)
-    check_zero_stage(accelerator)
-    set_seed(recipe.seed)
-    data = open_data(recipe)
-    checked = on_main_process(accelerator, lambda: check_data(recipe, data, facts))
-    data = replace(data.with_indices(checked.indices), weights=checked.weights)
-    if start is not None:
-        check_same_data(start, data.fingerprint)
+    check_sharding(recipe, accelerator)
+    seed_run(recipe)
+    data, checked = open_usable_data(recipe, accelerator, facts, start)
     built = build(recipe, accelerator, data)
     if start is None:
-        on_main_process(
-            accelerator,
-            lambda: try_evaluation(
-                recipe, built.model, built.processor, accelerator, checked.extremes, data.evaluation_splits
-            ),
-        )
+        try_evaluation_once(recipe, accelerator, data, checked, built)
     model = prepare_for_training(built.model, recipe.model)
     objective = build_objective(recipe, data.train, checked.counts, built.model)
     annealing = MaskAnnealing.of(built.model, recipe.schedule)
     dataset, collator = training_set(recipe, data, built)
     sample = collator([dataset[Draw(0, 0, 0)]])
-    notes = [*describe_data(recipe.data.model_dump()), *checked.warnings, *built.notes, *loss_notes(recipe, objective)]
-    notes += keypoint_notes(recipe, built.model, data.names)
+    notes = setup_notes(recipe, data, checked, built, objective)
     notes += freeze_unused(accelerator, model, objective, sample)
     parameters = count_parameters(model, recipe.model.freeze)
     notes += parameters.notes()
     size = choose_batch_size(recipe, accelerator, model, objective, sample, len(dataset))
     recipe = resolve_recipe(recipe, accelerator, size)
     notes += resume_notes(start, recipe, accelerator.num_processes) if start else []
+    steps = step_count(recipe, accelerator, len(dataset))
     if recipe.model.norm == "sync":
         model = convert_sync_batchnorm(model)
-    steps = step_count(recipe, accelerator, len(dataset))
     scattered = copy.deepcopy(model) if accelerator.distributed_type in SHARDING else None
     optimizer = build_optimizer(model, recipe.optimizer)
     schedule = build_schedule(optimizer, recipe.schedule, steps)
@@ -221,6 +208,54 @@ def prepare(recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manife
         notes=notes,
         skipped=checked.skipped,
     )
+
+
+def check_sharding(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Raise RecordError for ways to divide the weights among processes that the recipe or the setup do not support."""
+    check_average_is_not_sharded(recipe, accelerator)
+    check_zero_stage(accelerator)
+
+
+def seed_run(recipe: Recipe) -> None:
+    """Seed the global random states, and select deterministic kernels if the recipe asks for them."""
+    if recipe.loop.deterministic:
+        torch.use_deterministic_algorithms(True)
+    set_seed(recipe.seed)
+
+
+def open_usable_data(
+    recipe: Recipe, accelerator: Accelerator, facts: Path, start: Manifest | None
+) -> "tuple[Data, CheckedData]":
+    """Open the splits without their unusable samples, and return the results of the data check.
+
+    BadDataError for bad data, CheckpointError if the run to resume was trained on other data.
+    """
+    data = open_data(recipe)
+    checked = on_main_process(accelerator, lambda: check_data(recipe, data, facts))
+    data = replace(data.with_indices(checked.indices), weights=checked.weights)
+    if start is not None:
+        check_same_data(start, data.fingerprint)
+    return data, checked
+
+
+def try_evaluation_once(
+    recipe: Recipe, accelerator: Accelerator, data: Data, checked: "CheckedData", built: BuiltModel
+) -> None:
+    """Evaluate the untrained model on its largest samples, so that a failure ends the run before it has begun."""
+
+    def run() -> None:
+        splits = data.evaluation_splits
+        try_evaluation(recipe, built.model, built.processor, accelerator, checked.extremes, splits)
+
+    on_main_process(accelerator, run)
+
+
+def setup_notes(
+    recipe: Recipe, data: Data, checked: "CheckedData", built: BuiltModel, objective: Objective
+) -> list[str]:
+    """Describe the data, the model and the losses, for the log."""
+    notes = [*describe_data(recipe.data.model_dump()), *checked.warnings, *built.notes, *loss_notes(recipe, objective)]
+    return [*notes, *keypoint_notes(recipe, built.model, data.names)]
 
 
 def open_data(recipe: Recipe) -> Data:
