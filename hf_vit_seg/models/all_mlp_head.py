@@ -29,7 +29,7 @@ from .cpu_kernels import (
     use_row_strips,
 )
 from .errors import HfVitSegError
-from .layers import head_norm
+from .layers import head_norm, unknown_head
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -188,4 +188,19 @@ class AllMLPHead(nn.Module):
         return all(type(norm) in BATCH_NORMS for norm in [self.fuse_norm, *(self.projection_norms or [])])
 
 
-__all__ = ["AllMLPHead", "fold"]
+def build_all_mlp_head(config: Any) -> AllMLPHead:
+    """Build the head that the fields `decode_head_*` of SegFormer and CvT describe. HfVitSegError for other heads."""
+    if config.decode_head != "all_mlp":
+        raise unknown_head(config.decode_head, ["all_mlp"])
+    return AllMLPHead(
+        in_channels=config.hidden_sizes,
+        hidden_size=config.decode_head_hidden_size,
+        num_labels=config.num_labels,
+        flavor=config.decode_head_flavor,
+        norm_eps=config.decode_head_norm_eps,
+        dropout_prob=config.decode_head_dropout_prob,
+        norm=config.decode_head_norm,
+    )
+
+
+__all__ = ["AllMLPHead", "build_all_mlp_head", "fold"]

@@ -29,7 +29,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
-from .all_mlp_head import AllMLPHead
+from .all_mlp_head import build_all_mlp_head
 from .configuration_cvt import CvTConfig
 from .cpu_kernels import accelerated_by, apply_linear, channels_last, in_row_strips, with_folded_norm
 from .errors import HfVitSegError
@@ -40,7 +40,6 @@ from .layers import (
     eager_attention_forward,
     match_dtype,
     split_axis,
-    unknown_head,
     with_dicts,
 )
 from .losses import segmenter_output
@@ -381,17 +380,7 @@ class CvTForSemanticSegmentation(CvTPreTrainedModel):
 
     def build_head(self, config: CvTConfig) -> nn.Module:
         """Return the all-MLP decode head."""
-        if config.decode_head != "all_mlp":
-            raise unknown_head(config.decode_head, ["all_mlp"])
-        return AllMLPHead(
-            in_channels=config.hidden_sizes,
-            hidden_size=config.decode_head_hidden_size,
-            num_labels=cast(int, config.num_labels),
-            flavor=config.decode_head_flavor,
-            norm_eps=config.decode_head_norm_eps,
-            dropout_prob=config.decode_head_dropout_prob,
-            norm=config.decode_head_norm,
-        )
+        return build_all_mlp_head(config)
 
     def normalize_levels(self, feature_maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return the maps of the stages (B, C, H, W), each normalized."""

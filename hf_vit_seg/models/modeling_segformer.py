@@ -27,7 +27,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
-from .all_mlp_head import AllMLPHead
+from .all_mlp_head import build_all_mlp_head
 from .configuration_segformer import SegFormerConfig
 from .cpu_kernels import apply_linear, channels_last, in_row_strips
 from .errors import HfVitSegError
@@ -38,7 +38,6 @@ from .layers import (
     eager_attention_forward,
     match_dtype,
     split_axis,
-    unknown_head,
     with_dicts,
 )
 from .losses import segmenter_output
@@ -317,17 +316,7 @@ class SegFormerForSemanticSegmentation(SegFormerPreTrainedModel):
 
     def build_head(self, config: SegFormerConfig) -> Any:
         """Return the all-MLP decode head."""
-        if config.decode_head != "all_mlp":
-            raise unknown_head(config.decode_head, ["all_mlp"])
-        return AllMLPHead(
-            in_channels=config.hidden_sizes,
-            hidden_size=config.decode_head_hidden_size,
-            num_labels=cast(int, config.num_labels),
-            flavor=config.decode_head_flavor,
-            norm_eps=config.decode_head_norm_eps,
-            dropout_prob=config.decode_head_dropout_prob,
-            norm=config.decode_head_norm,
-        )
+        return build_all_mlp_head(config)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
