@@ -16,7 +16,7 @@ from hf_vit_seg.provenance import Provenance, provenance_from, write_card
 
 from .errors import ConversionError
 from .export import export
-from .files.download import locate, repository_of
+from .files.download import locate, repository_id
 from .files.staging import check_apart, check_directory, lock_output
 from .readers import LICENSE, Checkpoint, read, read_shapes
 from .registry import DetectedFormat, full_name, recognize
@@ -110,7 +110,7 @@ def convert_in_memory(
     with add_path_to_errors(path):
         if (outline := read_shapes(path, weights)) is not None:
             plan(outline, source, labels, overrides or {}, build_model)
-        checkpoint = replace(read(path, weights), repository=repository_of(name))
+        checkpoint = replace(read(path, weights), repository=repository_id(name))
         converted = convert_checkpoint(checkpoint, source=source, labels=labels, overrides=overrides)
     licenses = sorted(path.glob(LICENSE + "*")) if path.is_dir() else []
     return replace(converted, license_files=tuple(file for file in licenses if file.is_file()))

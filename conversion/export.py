@@ -13,7 +13,7 @@ from .errors import ConversionError
 from .files.staging import check_apart, lock_output
 from .files.state_dicts import copy_shared
 from .readers import Checkpoint, read
-from .registry import full_name, sources_of
+from .registry import full_name, load_sources
 from .report import Report
 from .rules import invert_rules, translate
 from .settings import variants
@@ -35,7 +35,7 @@ def export(model_dir: Path, out_file: Path, *, to: str, overwrite: bool = False)
     check_apart(model_dir, out_file)
     checkpoint = read(model_dir)
     architecture, config = find_architecture(checkpoint)
-    auto_class, model_class = head_of(architecture, config, model_dir)
+    auto_class, model_class = find_model_class(architecture, config, model_dir)
     source, form, write = find_target(architecture, to, auto_class, config)
     with lock_output(out_file, form.directory, overwrite):
         model = load_model(model_class, config, checkpoint.tensors)
@@ -70,7 +70,7 @@ def export_model(model: PreTrainedModel, path: Path, *, to: str) -> list[str]:
     if architecture is None:
         raise ConversionError(f"found {type(model).__name__}, expected a model of this package")
     config.architectures = [type(model).__name__]
-    auto_class, _ = head_of(architecture, config, path)
+    auto_class, _ = find_model_class(architecture, config, path)
     source, form, write = find_target(architecture, to, auto_class, config)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     translation = translate(invert_rules(form.rules), tensors, source.sizes(config))
@@ -92,7 +92,9 @@ def find_architecture(checkpoint: Checkpoint) -> tuple[Architecture, PreTrainedC
     )
 
 
-def head_of(architecture: Architecture, config: PreTrainedConfig, folder: Path) -> tuple[str, type[PreTrainedModel]]:
+def find_model_class(
+    architecture: Architecture, config: PreTrainedConfig, folder: Path
+) -> tuple[str, type[PreTrainedModel]]:
     """Return the Auto class and the class of a saved model, from the class name in its config."""
     saved: Any = (config.architectures or [None])[0]
     for auto_class, model_class in architecture.models.items():
@@ -117,7 +119,7 @@ def find_target(
 
 def target_sources(architecture: Architecture, name: str) -> list[Source]:
     """Find the sources of the model's architecture with a name or first part of it."""
-    every = sources_of(architecture)
+    every = load_sources(architecture)
     meant = [each for each in every if name in (each.name, full_name(architecture, each))]
     meant += [each for each in every if each not in meant and each.name.startswith(f"{name}-")]
     if not meant:

@@ -18,7 +18,7 @@ from hf_vit_seg.records import shorten
 
 from .convert import Conversion, convert_in_memory, source_provenance
 from .errors import ConversionError, UnsupportedCheckpoint
-from .files.download import download_file, is_address, is_repository, locate, names_repository, repository_of
+from .files.download import download_file, is_address, is_repository, locate, names_repository, repository_id
 from .readers import CONFIG, SUFFIXES, Checkpoint, read, read_json, read_shapes, weight_file
 from .registry import full_name, recognize, sources
 
@@ -103,7 +103,7 @@ def read_outline(name: str | Path, **hub: Any) -> Checkpoint:
     """Read a checkpoint without its data, if its format allows it, to recognize the format."""
     path = locate(name, **hub)
     checkpoint = read_shapes(path) or read(path)
-    return replace(checkpoint, repository=repository_of(name))
+    return replace(checkpoint, repository=repository_id(name))
 
 
 def pretrained_provenance(name: str | Path) -> Provenance:

@@ -86,9 +86,9 @@ def read_shapes(path: Path, weights: str | None = None) -> Checkpoint | None:
         return None
     try:
         if file.name.endswith(".index.json"):
-            found = read_shards(file, shapes_of)
+            found = read_shards(file, read_file_shapes)
         else:
-            found = find_state_dict(file, shapes_of(file), weights)
+            found = find_state_dict(file, read_file_shapes(file), weights)
     except WholeFileError:
         return None
     if not found.tensors:
@@ -102,7 +102,7 @@ class WholeFileError(ConversionError):
     """A file without shapes that can be read before its data."""
 
 
-def shapes_of(file: Path) -> Mapping[Any, Any]:
+def read_file_shapes(file: Path) -> Mapping[Any, Any]:
     """Read the shapes of a file; WholeFileError if its format does not allow it."""
     found = file_formats.read_shapes(file) if file.is_file() else None
     if not isinstance(found, Mapping):

@@ -33,7 +33,7 @@ def load(reference: str) -> Source:
     return source
 
 
-def sources_of(architecture: Architecture) -> list[Source]:
+def load_sources(architecture: Architecture) -> list[Source]:
     """Load the sources of one architecture; a source that fails to import is logged and skipped."""
     found = []
     for reference in architecture.conversions:
@@ -52,7 +52,7 @@ def sources_of(architecture: Architecture) -> list[Source]:
 
 def sources() -> list[tuple[Architecture, Source]]:
     """Load every source of every installed architecture."""
-    return [(arch, source) for arch in architectures().values() for source in sources_of(arch)]
+    return [(arch, source) for arch in architectures().values() for source in load_sources(arch)]
 
 
 def full_name(architecture: Architecture, source: Source) -> str:

@@ -73,7 +73,7 @@ def as_expected(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
     }
 
 
-def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
+def float_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
     """Return the dtype of the first floating-point tensor."""
     return next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
 
@@ -99,7 +99,7 @@ def build_model(
     name_of: Callable[[str], str] = str,
 ) -> PreTrainedModel:
     """Build a model on the meta device; ConversionError if it does not have exactly these tensors by name and shape."""
-    config.dtype = dtype_of(state)
+    config.dtype = float_dtype(state)
     try:
         with torch.device("meta"):
             model: Any = model_class(config)

@@ -160,7 +160,7 @@ def qualified_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def subclass_of(kind: type) -> Callable[[Any], None]:
+def subclass_check(kind: type) -> Callable[[Any], None]:
     """Return a check that accepts only subclasses of `kind`; TypeError for other values."""
 
     def accept(value: Any) -> None:
@@ -222,7 +222,7 @@ def implements(kind: type, contract: type) -> Callable[[Any], None]:
     """Return a check that raises TypeError except for subclasses of `kind` that implement a contract."""
 
     def accept(value: Any) -> None:
-        subclass_of(kind)(value)
+        subclass_check(kind)(value)
         check_contract(value, contract)
 
     return accept
@@ -248,5 +248,5 @@ __all__ = [
     "load_all",
     "origin",
     "qualified_name",
-    "subclass_of",
+    "subclass_check",
 ]

@@ -102,11 +102,11 @@ def list_variants() -> tuple[list[dict[str, Any]], list[str]]:
             continue
         for variant, count in counts.items():
             row = {"architecture": name, "model_type": architecture.config.model_type}
-            rows.append(row | {"variant": variant, "parameters": count, "tasks": tasks_of(architecture)})
+            rows.append(row | {"variant": variant, "parameters": count, "tasks": supported_tasks(architecture)})
     return rows, sentences
 
 
-def tasks_of(architecture: Architecture) -> list[str]:
+def supported_tasks(architecture: Architecture) -> list[str]:
     """Return the tasks that an architecture has a model for."""
     return [task for task, auto_class in AUTO_CLASSES.items() if auto_class in architecture.models]
 

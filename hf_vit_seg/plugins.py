@@ -152,11 +152,11 @@ def config_owner(model_type: str) -> str | None:
 def heads() -> tuple[Plugin, ...]:
     """Load and register every installed segmentation head, once per process; failed ones have an error."""
     with lock_registration():
-        from hf_vit_seg.models.registered_heads import REGISTERED_HEADS
+        from hf_vit_seg.models.plugin_heads import PLUGIN_HEADS
         from hf_vit_seg.models.segmentation_heads import HEADS
 
         found = log_failures(load_all(HEADS_GROUP, accept_head, HEADS.keys()))
-    REGISTERED_HEADS.update({plugin.name: plugin.value for plugin in found if plugin.value is not None})
+    PLUGIN_HEADS.update({plugin.name: plugin.value for plugin in found if plugin.value is not None})
     return found
 
 
@@ -166,12 +166,12 @@ def accept_head(value: Any) -> None:
 
     from hf_vit_seg.models.bundled_code import name_conflict
 
-    from .remote_code import copy_obstacle, file_of
+    from .remote_code import copy_obstacle, source_file
 
     implements(nn.Module, HeadClass)(value)
     if value.forward is nn.Module.forward:
         raise TypeError(f"{value.__name__} does not define `forward(feature_maps)`")
-    if reason := copy_obstacle(file_of(value)) or name_conflict(value):
+    if reason := copy_obstacle(source_file(value)) or name_conflict(value):
         raise HfVitSegError(f"its code cannot be saved with a model: {reason}")
 
 

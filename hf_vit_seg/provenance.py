@@ -98,7 +98,7 @@ def card_metadata(directory: Path) -> dict[str, Any]:
     return split_card(directory / CARD)[0] if os.path.lexists(directory / CARD) else {}
 
 
-def provenance_of(model: str | Path) -> Provenance:
+def find_provenance(model: str | Path) -> Provenance:
     """Return the provenance of a directory, or of a Hub id, which is then the base model."""
     if Path(model).is_dir():
         return provenance_from(card_metadata(Path(model)))
@@ -146,9 +146,9 @@ __all__ = [
     "MARK",
     "Provenance",
     "card_metadata",
+    "find_provenance",
     "package_versions",
     "provenance_from",
-    "provenance_of",
     "short_card",
     "split_card",
     "write_card",

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from hf_vit_seg.errors import HfVitSegError
 
-from .entry_points import Plugin, entries_by_name, implements, load, load_all, subclass_of
+from .entry_points import Plugin, entries_by_name, implements, load, load_all, subclass_check
 
 MAX_COUNT = 10**9  # of steps, samples, pixels of a side, and everything else that is counted
 MAX_FACTOR = 1e9  # of learning rates, weights and the like: their products are numbers of float32
@@ -77,7 +77,7 @@ def error_message(kind: type[BaseModel], errors: Sequence[ErrorDetails], setting
     dotted = ".".join(filter(None, [location, *map(str, path)]))
     if error["type"] == "extra_forbidden":
         return unknown_setting(
-            dotted, str(path[-1]), known_fields(kind, path), getattr(record_of(kind, path), "renamed", {})
+            dotted, str(path[-1]), known_fields(kind, path), getattr(find_record(kind, path), "renamed", {})
         )
     if error["type"] == "missing":
         return f"{dotted} is missing, but {kind.__name__} requires it"
@@ -129,10 +129,10 @@ def choices(error: ErrorDetails, errors: Sequence[ErrorDetails], settings: Any) 
 
 def known_fields(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Return the keys of the record that contains an unknown key."""
-    return list(getattr(record_of(kind, location), "model_fields", {}))
+    return list(getattr(find_record(kind, location), "model_fields", {}))
 
 
-def record_of(kind: type[BaseModel], location: tuple[int | str, ...]) -> Any:
+def find_record(kind: type[BaseModel], location: tuple[int | str, ...]) -> Any:
     """Return the record that contains the key at `location`."""
     record: Any = kind
     for name in location[:-1]:
@@ -184,7 +184,7 @@ class Table(Generic[R]):
         `contract` is the Protocol of the methods that rows of plugins must define, see `entry_points`.
         """
         self.title, self.own, self.kind, self.group = title, dict(rows), kind, group
-        self.accept = subclass_of(kind) if contract is None else implements(kind, contract)
+        self.accept = subclass_check(kind) if contract is None else implements(kind, contract)
 
     @cached_property
     def rows(self) -> dict[str, type[R] | EntryPoint]:

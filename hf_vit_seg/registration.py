@@ -58,7 +58,7 @@ def lock_registration() -> Iterator[None]:
         yield
 
 
-def part_of(name: str) -> str | None:
+def registered_part(name: str) -> str | None:
     """Return the part to register with a module of transformers."""
     return ARCHITECTURES if name.startswith(AUTO_MODULES) else PIPELINE if name == PIPELINES else None
 
@@ -92,7 +92,7 @@ class ImportHookLoader(Loader):
         module.__loader__, name = self.loader, module.__name__
         with suspend_registration():
             self.loader.exec_module(module)
-        part = part_of(name)
+        part = registered_part(name)
         if part is not None and part not in registered:
             module.__class__ = LazyRegistrationModule
             loaded.add(part)
@@ -138,7 +138,7 @@ def install_import_hook() -> None:
     """
     remove_finders()
     sys.meta_path.insert(0, ImportHookFinder())
-    loaded.update(part for part in map(part_of, list(sys.modules)) if part is not None)
+    loaded.update(part for part in map(registered_part, list(sys.modules)) if part is not None)
     if not loaded <= registered:
         register()
 

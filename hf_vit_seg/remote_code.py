@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_imports
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_vit_seg.models.bundled_code import code_files, file_of
+from hf_vit_seg.models.bundled_code import code_files, source_file
 
 UNSEEN = re.compile(r"^\s*from\s+\.+\s+import\b", re.MULTILINE)  # imports that transformers silently ignores
 
@@ -31,7 +31,7 @@ def register_code(
     """Register an architecture's code for saving with its models, if transformers can copy it."""
     kinds = {"AutoConfig": [config], "AutoImageProcessor": list(processors)} | {a: [m] for a, m in models.items()}
     own = [(name, kind) for name, those in kinds.items() for kind in those if not is_from_transformers(kind)]
-    if reason := next(filter(None, map(copy_obstacle, sorted({file_of(kind) for _, kind in own}))), None):
+    if reason := next(filter(None, map(copy_obstacle, sorted({source_file(kind) for _, kind in own}))), None):
         logger.info("models of %s are saved without code: %s", config.model_type, reason)
         return
     for auto_class, kind in own:
@@ -58,7 +58,7 @@ def model_code(kinds: Iterable[Any], folder: Path) -> list[Path]:
 
     Classes of transformers have no code files.
     """
-    files = [file_of(kind) for kind in kinds if kind._auto_class is not None]
+    files = [source_file(kind) for kind in kinds if kind._auto_class is not None]
     saved = [folder / file.name for file in files]
     chosen = saved if all(file.is_file() and copy_obstacle(file) is None for file in saved) else files
     return list(dict.fromkeys(path for file in chosen for path in code_files(file)))
@@ -70,4 +70,4 @@ def packages_needed(files: Iterable[Path]) -> list[str]:
     return sorted(found - sys.stdlib_module_names)
 
 
-__all__ = ["code_files", "copy_obstacle", "file_of", "model_code", "packages_needed", "register_code"]
+__all__ = ["code_files", "copy_obstacle", "model_code", "packages_needed", "register_code", "source_file"]

@@ -43,7 +43,7 @@ FILE_SUFFIXES = (*SUFFIXES, ".ckpt", ".onnx", ".pte", ".xml")  # of checkpoints 
 CACHE = {"library_name": "hf_vit_seg", "namespace": "checkpoints"}
 
 
-def repository_of(name: str | Path) -> str | None:
+def repository_id(name: str | Path) -> str | None:
     """Return the name if it is a Hub id, that of a file's address on the Hub, and None for others and local paths."""
     if is_address(str(name)):
         place = hub_file(str(name))

@@ -79,7 +79,7 @@ def has_same_steps(source: type[BaseImageProcessor]) -> bool:
 def complete_settings(processor: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Complete the settings of a preprocessor_config.json by the defaults of its class in transformers.
 
-    Settings of classes with other steps, and of unknown classes, are returned as they are. ConversionError for
+    Settings of classes with other steps, and of unknown classes, are returned unchanged. ConversionError for
     settings that the class does not accept.
     """
     source = source_class(processor, config) if processor else None

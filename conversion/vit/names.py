@@ -13,7 +13,7 @@ STEM = EMBEDDINGS + "patch_embeddings.stem."
 UNIT = STEM + "stages.{stage}.layers.{unit}."
 
 
-def qkv_of(layer: str) -> list[str]:
+def projection_names(layer: str) -> list[str]:
     """Return the names of the three projections of a fused one."""
     return [layer + f"attention.{which}_proj.{{p}}" for which in "qkv"]
 
@@ -23,7 +23,7 @@ def timm_layers(source: str, target: str) -> tuple[Rule, ...]:
     block, layer = source + "blocks.{layer}.", target + LAYER
     return (
         rename(block + "{norm:norm1|norm2}." + WEIGHTS, layer + "{norm}.{p}"),
-        split(block + "attn.qkv." + WEIGHTS, qkv_of(layer)),
+        split(block + "attn.qkv." + WEIGHTS, projection_names(layer)),
         rename(block + "attn.proj." + WEIGHTS, layer + "attention.o_proj.{p}"),
         rename(block + "ls{n:1|2}.gamma", layer + "layer_scale{n}.gamma", optional=True),
         alias(rename(block + "gamma_{n:1|2}", layer + "layer_scale{n}.gamma")),

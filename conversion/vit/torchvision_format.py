@@ -7,7 +7,7 @@ from hf_vit_seg.conversion.rules import Rule, alias, optional, rename, split
 from hf_vit_seg.conversion.source import Form, Source
 
 from .config_fields import ASSUMED_FIELDS, BILINEAR, ERF_NUMERICS, infer, sides
-from .names import EMBEDDINGS, LAYER, WEIGHTS, qkv_of
+from .names import EMBEDDINGS, LAYER, WEIGHTS, projection_names
 
 
 def encoder(target: str) -> tuple[Rule, ...]:
@@ -19,7 +19,7 @@ def encoder(target: str) -> tuple[Rule, ...]:
         rename("conv_proj." + WEIGHTS, embeddings + "patch_embeddings.projection.{p}"),
         rename("encoder.pos_embedding", embeddings + "position_embeddings"),
         rename(block + "ln_{n:1|2}." + WEIGHTS, layer + "norm{n}.{p}"),
-        split(block + "self_attention.in_proj_" + WEIGHTS, qkv_of(layer)),
+        split(block + "self_attention.in_proj_" + WEIGHTS, projection_names(layer)),
         rename(block + "self_attention.out_proj." + WEIGHTS, layer + "attention.o_proj.{p}"),
         optional(rename(block + "mlp.0." + WEIGHTS, layer + "mlp.fc1.{p}")),
         optional(rename(block + "mlp.3." + WEIGHTS, layer + "mlp.fc2.{p}")),

@@ -73,7 +73,7 @@ def convert(
             out,
             source=source,
             labels=labels,
-            settings=fields_of(settings or []),
+            settings=parse_settings(settings or []),
             overwrite=overwrite,
             weights=weights,
             revision=revision,
@@ -81,7 +81,7 @@ def convert(
     print_result(report, lambda: asdict(report) | {"path": str(report.path)})
 
 
-def fields_of(settings: list[str]) -> dict[str, object]:
+def parse_settings(settings: list[str]) -> dict[str, object]:
     """Parse options NAME=VALUE whose values are YAML, such as `--set sr_ratios=[8,4,2,1]`."""
     from hf_vit_seg.records import shorten
     from hf_vit_seg.text_files import parse
@@ -191,7 +191,7 @@ def export(
         out,
         to,
         export_options,
-        fields_of(settings or []),
+        parse_settings(settings or []),
         overwrite=overwrite,
         score=score,
         convert=convert_model,

@@ -226,9 +226,9 @@ class RawDataset:
             if isinstance(sample.target, torch.Tensor):
                 return replace(sample, target=self._classes(sample.target, sample.unlabeled))
             if isinstance(sample.target, int):
-                return replace(sample, target=self.class_table.class_of(sample.target))
+                return replace(sample, target=self.class_table.class_index(sample.target))
             if isinstance(sample.target, Labels):
-                return replace(sample, target=Labels(self.class_table.classes_of(sample.target.indices)))
+                return replace(sample, target=Labels(self.class_table.class_indices(sample.target.indices)))
             return sample
         except UnknownValueError as error:
             raise UnknownValueError(f"{self.location(index)}: {error}", error.counts) from None

@@ -14,9 +14,10 @@ CALLS: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "model"}
 
 
 def on_gpu(work: Callable[..., Any], seconds: Callable[..., int]) -> Callable[..., Any]:
-    """Wrap a function so that it runs on a GPU of ZeroGPU for `seconds` of its arguments; elsewhere return it as it is.
+    """Wrap a function to run on a GPU of ZeroGPU; elsewhere it is returned unchanged.
 
-    Arguments and results are pickled there, and of errors only gradio's own keep their words.
+    `seconds` maps the arguments to the time limit. On ZeroGPU, arguments and results are pickled, and only gradio's
+    own errors keep their messages.
     """
     return import_module("spaces").GPU(duration=seconds)(work) if on_spaces() else work
 

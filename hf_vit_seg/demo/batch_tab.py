@@ -18,7 +18,7 @@ from hf_vit_seg.inference.segmentation import Segmentation
 
 from .accelerator import CALLS
 from .catalogue import Catalogue
-from .file_segmentation import DEFAULT_WINDOW, MAX_PIXELS_PER_CALL, WHOLE, protocol_of, segment_file
+from .file_segmentation import DEFAULT_WINDOW, MAX_PIXELS_PER_CALL, WHOLE, segment_file, selected_protocol
 from .segmentation_tab import Choices
 from .upload_folder import fresh_folder
 from .uploads import MAX_FILES, clear_on_failure, error_message, files_input, report_failures
@@ -63,7 +63,7 @@ class BatchTab:
             if not files or len(files) > MAX_FILES:
                 raise HfVitSegError(f"choose 1 to {MAX_FILES} files, these are {len(files or ())}")
             self.catalogue.load(model)
-            protocol, folder, left = protocol_of(view, window, flip), fresh_folder(), MAX_PIXELS_PER_CALL
+            protocol, folder, left = selected_protocol(view, window, flip), fresh_folder(), MAX_PIXELS_PER_CALL
             jobs = plan([ImageFile(path, Path(path.name)) for path in map(Path, files)], Path(results))
             overlays, rows = [], []
             for number, job in enumerate(jobs):

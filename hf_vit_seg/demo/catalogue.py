@@ -28,7 +28,7 @@ from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.inference.segments import FoundSegments
 from hf_vit_seg.loading.errors import ModelError
-from hf_vit_seg.provenance import CARD, provenance_of, split_card
+from hf_vit_seg.provenance import CARD, find_provenance, split_card
 
 from . import ENVIRONMENT, NUCLEI
 from .accelerator import on_gpu
@@ -46,7 +46,7 @@ LOADERS: Mapping[str, Callable[[str], Any]] = {
     "pose": PoseEstimator.from_pretrained,
 }
 CARD_TITLE = re.compile(r"^# .*$", re.MULTILINE)
-CARD_IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)")  # the page does not serve the files beside a card
+CARD_IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)")  # the page does not serve the other files of a card's repository
 # Of ZeroGPU, for any call and for a million pixels that a model sees: more than large models take.
 SECONDS, SECONDS_PER_MILLION = 10, 1
 SECONDS_COMPUTING = 120  # for one image
@@ -118,11 +118,11 @@ class Catalogue:
         found: dict[tuple[str, ...], Entry] = {}
         for name in names:
             try:
-                entry = entry_of(name)
+                entry = load_entry(name)
                 found[entry.name] = entry
             except ModelError as error:
                 self.failures.append(str(error))
-        self.entries = dict(zip(titles_of(list(found)), found.values(), strict=True))
+        self.entries = dict(zip(short_titles(list(found)), found.values(), strict=True))
         self.cached_model = lru_cache(None if keep_all else KEPT)(self.load_uncached)
         self.loading, self.computing = Lock(), FairLock()
         self.run_on_device = on_gpu(self.run_model, seconds)
@@ -162,7 +162,7 @@ class Catalogue:
         facts = [type(segmenter.model).__name__, f"{count} classes" if count > 1 else "1 class"]
         if not Path(entry.place).exists():
             return ModelFacts(", ".join(facts), f"https://huggingface.co/{entry.place}")
-        return ModelFacts(", ".join([*facts, f"license: {provenance_of(entry.place).license or 'unknown'}"]))
+        return ModelFacts(", ".join([*facts, f"license: {find_provenance(entry.place).license or 'unknown'}"]))
 
     def card_text(self, title: str) -> str:
         """Return the Markdown of a local model's card, without images and title (the page has one); empty if there is
@@ -246,14 +246,14 @@ def seconds(title: str, *inputs: Any, pixels: int = 0) -> int:
     return SECONDS + math.ceil(pixels / 1e6 * SECONDS_PER_MILLION)
 
 
-def entry_of(name: str) -> Entry:
+def load_entry(name: str) -> Entry:
     """Load a model by its name. Raises ModelError if it does not exist or has no head."""
     if name == NUCLEI:
         return Entry(str(files("hf_vit_seg.nuclei") / "model"), (NUCLEI,), "segmentation")
-    return Entry(name, parts_of(name), task_of_model(name))
+    return Entry(name, name_parts(name), task_of_model(name))
 
 
-def parts_of(name: str) -> tuple[str, ...]:
+def name_parts(name: str) -> tuple[str, ...]:
     """Return a Hub id or the path of a file or directory, in parts.
 
     In a Space, the id of the Space replaces its folder, whose name is always `app`.
@@ -267,7 +267,7 @@ def parts_of(name: str) -> tuple[str, ...]:
     return path.parts[1:]
 
 
-def titles_of(names: Sequence[tuple[str, ...]]) -> list[str]:
+def short_titles(names: Sequence[tuple[str, ...]]) -> list[str]:
     """Return short names of models: the last two parts of their names, or more where these are equal."""
 
     def alone(name: tuple[str, ...], length: int) -> bool:

@@ -58,7 +58,7 @@ class SegmentedFile(Generic[Result]):
         return f"{self.title}: {self.result.protocol}; {timings.get('model', sum(timings.values())):.0f} ms"
 
 
-def protocol_of(view: str, window: float, flip: bool = False, *, objects: bool = False) -> Protocol:
+def selected_protocol(view: str, window: float, flip: bool = False, *, objects: bool = False) -> Protocol:
     """Build the protocol for a visitor's choices; `window` is the side of the windows in pixels."""
     return windows(int(window), flip, objects=objects) if view == SLIDING else Protocol(flip=flip)
 
@@ -164,6 +164,6 @@ __all__ = [
     "SegmentedFile",
     "find_objects_in_file",
     "pixels_seen",
-    "protocol_of",
     "segment_file",
+    "selected_protocol",
 ]

@@ -9,7 +9,7 @@ from hf_vit_seg.inference.files.objects import save_table
 from hf_vit_seg.inference.segments import COLUMNS, FoundSegments
 
 from .catalogue import ModelFacts
-from .file_segmentation import DEFAULT_WINDOW, WHOLE, SegmentedFile, find_objects_in_file, protocol_of
+from .file_segmentation import DEFAULT_WINDOW, WHOLE, SegmentedFile, find_objects_in_file, selected_protocol
 from .segmentation_tab import ImageTab
 from .segmentation_view import view_of_objects
 
@@ -29,7 +29,7 @@ class ObjectTab(ImageTab[FoundSegments]):
     def process(self, image: Path, *choices: Any) -> SegmentedFile[FoundSegments]:
         """Find the objects of an uploaded image."""
         model, view, window = choices
-        return find_objects_in_file(self.catalogue, model, protocol_of(view, window, objects=True), image)
+        return find_objects_in_file(self.catalogue, model, selected_protocol(view, window, objects=True), image)
 
     def view(self, found: SegmentedFile[FoundSegments], about: ModelFacts) -> dict[str, Any]:
         """Create the view of objects."""

@@ -50,16 +50,16 @@ class PoseTab:
         with report_failures(Path(image)):
             estimator = self.catalogue.load(model)
             pixels = READERS.read(Path(image), estimator.channels)
-            found = self.catalogue.call(model, pixels, box_of(box, pixels.shape[1], pixels.shape[2]))
-            return draw_pose(to_rgb_image(pixels), found, estimator.skeleton), rows_of(estimator.names, found)
+            found = self.catalogue.call(model, pixels, parse_box(box, pixels.shape[1], pixels.shape[2]))
+            return draw_pose(to_rgb_image(pixels), found, estimator.skeleton), keypoint_rows(estimator.names, found)
 
 
-def rows_of(names: list[str], keypoints: torch.Tensor) -> list[list[Any]]:
+def keypoint_rows(names: list[str], keypoints: torch.Tensor) -> list[list[Any]]:
     """Return the table of keypoints (K, 3)."""
     return [[name, *(round(value, 3) for value in row)] for name, row in zip(names, keypoints.tolist(), strict=True)]
 
 
-def box_of(text: str, height: int, width: int) -> Box | None:
+def parse_box(text: str, height: int, width: int) -> Box | None:
     """Parse a typed box. Raises ValueError if it is not a box inside an image of `height` and `width` pixels."""
     if not text.strip():
         return None

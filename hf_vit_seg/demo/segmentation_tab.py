@@ -22,10 +22,10 @@ from .file_segmentation import (
     WHOLE,
     Result,
     SegmentedFile,
-    protocol_of,
     segment_file,
+    selected_protocol,
 )
-from .segmentation_view import failed_view, segmentation_view, view_of
+from .segmentation_view import failed_view, segmentation_view, view_data
 from .upload_folder import fresh_folder
 from .uploads import FAILED, error_message, model_choice, photo_input, report_failures
 
@@ -222,11 +222,11 @@ class SegmentationTab(ImageTab[Segmentation]):
     def process(self, image: Path, *choices: Any) -> SegmentedFile[Segmentation]:
         """Segment an uploaded image."""
         model, *settings = choices
-        return segment_file(self.catalogue, model, protocol_of(*settings), image)
+        return segment_file(self.catalogue, model, selected_protocol(*settings), image)
 
     def view(self, found: SegmentedFile[Segmentation], about: ModelFacts) -> dict[str, Any]:
         """Create the view of a label map."""
-        return view_of(found.result, found.stem, found.caption, about)
+        return view_data(found.result, found.stem, found.caption, about)
 
     def rows(self, found: SegmentedFile[Segmentation]) -> list[list[Any]]:
         """Return the area of each class, the most frequent class first."""

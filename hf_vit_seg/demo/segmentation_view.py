@@ -31,17 +31,17 @@ VIEW = files("hf_vit_seg.demo") / "view"
 
 
 def segmentation_view() -> gr.HTML:
-    """Create a component that shows what `view_of` returns.
+    """Create a component that shows what `view_data` returns.
 
-    It is a function, not a subclass: gradio writes a file beside each module that derives from its components.
+    It is a function, not a subclass: gradio writes a file next to each module that derives from its components.
     """
     html, css, script = ((VIEW / f"view.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "css", "js"))
     return gr.HTML(html_template=html, css_template=css, js_on_load=script, apply_default_css=False)
 
 
-def view_of(result: Segmentation, name: str, caption: str, about: ModelFacts) -> dict[str, Any]:
+def view_data(result: Segmentation, name: str, caption: str, about: ModelFacts) -> dict[str, Any]:
     """Return the view that the browser draws: `photo` and `rows` as data URLs of images (h, w), `classes` and texts."""
-    size, scene = scene_of(result.image, name, caption, about)
+    size, scene = scene_data(result.image, name, caption, about)
     rows, classes = legend_rows(result)
     small = rows[nearest_labels(result.label_map, size)]
     return scene | {
@@ -52,11 +52,11 @@ def view_of(result: Segmentation, name: str, caption: str, about: ModelFacts) ->
 
 
 def view_of_objects(result: FoundSegments, name: str, caption: str, about: ModelFacts) -> dict[str, Any]:
-    """Return the view of objects: the entries of `view_of`, and the row, texts and color of each object.
+    """Return the view of objects: the entries of `view_data`, and the row, texts and color of each object.
 
     The values of the map `rows` are numbers of objects from 1, 0 for none, with the low byte in red.
     """
-    size, scene = scene_of(result.image, name, caption, about)
+    size, scene = scene_data(result.image, name, caption, about)
     numbers = nearest_labels(result.instance_map(), size).astype(np.uint32)
     small = np.stack([numbers & 255, numbers >> 8 & 255, numbers >> 16], axis=-1).astype(np.uint8)
     classes, things = object_rows(result), sum(found.label not in result.stuff for found in result.objects)
@@ -77,7 +77,7 @@ def view_of_objects(result: FoundSegments, name: str, caption: str, about: Model
     }
 
 
-def scene_of(
+def scene_data(
     image: Image.Image | None, name: str, caption: str, about: ModelFacts
 ) -> tuple[tuple[int, int], dict[str, Any]]:
     """Return the (width, height) of the shown picture, and the entries of a view that all results have."""
@@ -123,4 +123,4 @@ def object_rows(result: FoundSegments) -> list[dict[str, Any]]:
     return [entry for _, entry in sorted(entries, key=lambda each: each[0])]
 
 
-__all__ = ["failed_view", "segmentation_view", "view_of", "view_of_objects"]
+__all__ = ["failed_view", "segmentation_view", "view_data", "view_of_objects"]

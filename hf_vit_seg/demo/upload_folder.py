@@ -37,7 +37,7 @@ def private_folder() -> Path:
     """Create a folder for this process, tell gradio of it by its environment variable, and return it.
 
     It is in `hf_vit_seg_demo` below GRADIO_TEMP_DIR, or in one for this user in the directory for temporary files. If
-    that belongs to another user, or is a file or a link, a new folder is created beside it. Servers do not share a
+    that belongs to another user, or is a file or a link, a new folder is created next to it. Servers do not share a
     folder: gradio names the place of an upload by its content, and deletes its uploads when a server is closed.
     """
     given = os.environ.get(VARIABLE)

@@ -70,11 +70,11 @@ def photo_input(label: str, height: int) -> gr.Image:
 def files_input(label: str) -> gr.File:
     """Several files, which functions get as paths. gradio would leave an empty temporary file for each."""
     files = gr.File(file_count="multiple", label=label)
-    files.preprocess = paths_of
+    files.preprocess = upload_paths
     return files
 
 
-def paths_of(payload: Any) -> list[str] | None:
+def upload_paths(payload: Any) -> list[str] | None:
     """Return the paths of gradio's files."""
     return None if payload is None else [file.path for file in payload]
 

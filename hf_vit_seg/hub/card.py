@@ -24,7 +24,7 @@ from hf_vit_seg.provenance import CARD, MARK, card_metadata, split_card
 from hf_vit_seg.remote_code import packages_needed
 from hf_vit_seg.text_files import read_text
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
-from hf_vit_seg.training.reports.metrics_report import MetricsReport, about, class_cells, decimal, title_of
+from hf_vit_seg.training.reports.metrics_report import MetricsReport, about, class_cells, decimal, score_title
 
 from .card_text import (
     environment,
@@ -272,7 +272,7 @@ def report_facts(report: MetricsReport) -> dict[str, Any]:
     return {
         "split": report.split,
         "about": about_data(report),
-        "scores": [(title_of(name), decimal(value)) for name, value in report.numbers().items()],
+        "scores": [(score_title(name), decimal(value)) for name, value in report.numbers().items()],
         "columns": header[1:],
         "rows": [[escape_cell(name), *cells] for name, *cells in rows] if has_scores else [],
     }

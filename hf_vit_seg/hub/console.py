@@ -48,7 +48,7 @@ def push_command(
     )
     for note in prepared.notes:
         console.print(note)
-    card = card_of(prepared)
+    card = card_data(prepared)
     listed: dict[str, Any] = {
         "repo_id": target.repo_id,
         "files": file_sizes(prepared.content),
@@ -91,7 +91,7 @@ def push_space_command(model: str, target: Target, *, dry_run: bool = False) -> 
     print_result(f"pushed a Space: {url}", lambda: listed | {"url": url}, console)
 
 
-def card_of(plan: PushPlan) -> ModelCardData:
+def card_data(plan: PushPlan) -> ModelCardData:
     """Return the metadata of the card that would be published."""
     content = plan.content[CARD]
     text = content.decode() if isinstance(content, bytes) else read_text(content)

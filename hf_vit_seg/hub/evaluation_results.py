@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_
 
 from hf_vit_seg.data.sources.registry import SOURCES
 from hf_vit_seg.training.recipe.schema import Recipe
-from hf_vit_seg.training.reports.metrics_report import MetricsReport, title_of
+from hf_vit_seg.training.reports.metrics_report import MetricsReport, score_title
 
 from .heads import HEADS
 from .model_directory import ModelDirectory
@@ -31,7 +31,7 @@ def eval_results(model: ModelDirectory) -> list[EvalResult]:
             dataset_name=report.dataset or name,
             dataset_split=report.dataset_split or report.split,
             metric_type=metric,
-            metric_name=title_of(metric),
+            metric_name=score_title(metric),
             metric_value=value,
             metric_args={"protocol": report.protocol} if report.protocol else None,
         )

@@ -18,7 +18,7 @@ from .model_directory import ModelDirectory, model_directory
 from .repository import PushError
 
 OWN, TRANSFORMERS = "own", "transformers"
-COPIED = (CARD, RECIPE, METRICS, "LICENSE*")  # beside an exported model
+COPIED = (CARD, RECIPE, METRICS, "LICENSE*")  # next to an exported model
 
 
 def directory_in_format(source: str | Path, model_format: str, stack: ExitStack) -> tuple[ModelDirectory, list[str]]:

@@ -147,8 +147,8 @@ def find_auto_class(config: Any, folder: Path) -> str:
     """Return the Auto class of the saved model. Raises ValueError for other tasks."""
     own_code = getattr(config, "auto_map", None) or {}
     for auto_class in AUTO_CLASSES:
-        suffix, beside = auto_class.removeprefix("AutoModel"), str(own_code.get(auto_class, "")).rpartition(".")[2]
-        if any(name.endswith(suffix) or name == beside for name in config.architectures or ()):
+        suffix, class_name = auto_class.removeprefix("AutoModel"), str(own_code.get(auto_class, "")).rpartition(".")[2]
+        if any(name.endswith(suffix) or name == class_name for name in config.architectures or ()):
             return auto_class
     raise ValueError(f"{folder} has no model for segmentation or classification")
 

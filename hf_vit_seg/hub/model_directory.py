@@ -22,7 +22,7 @@ from hf_vit_seg.models.layers import OBJECT_HEADS, SEMANTIC_MODELS, object_auto_
 from hf_vit_seg.models.mask_classification import UniversalSegmentation
 from hf_vit_seg.plugins import heads, plugins
 from hf_vit_seg.provenance import Provenance, card_metadata, provenance_from
-from hf_vit_seg.remote_code import file_of, model_code
+from hf_vit_seg.remote_code import model_code, source_file
 from hf_vit_seg.text_files import read_json_object, read_text
 from hf_vit_seg.training.checkpoints.run_directory import RECIPE, SAMPLES, RunDirectory
 from hf_vit_seg.training.recipe.files import publishable_recipe_text
@@ -185,7 +185,7 @@ class ModelDirectory:
 
     def is_copied(self, kind: type) -> bool:
         """Return whether the file of a class is part of the code."""
-        return file_of(kind).name in {path.name for path in self.code}
+        return source_file(kind).name in {path.name for path in self.code}
 
     @cached_property
     def plugin(self) -> Plugin | None:
@@ -227,7 +227,7 @@ def with_hub_data(report: MetricsReport) -> MetricsReport:
 
 def reference(kind: type) -> str:
     """Return the name of a class in an auto map."""
-    return f"{file_of(kind).stem}.{kind.__name__}"
+    return f"{source_file(kind).stem}.{kind.__name__}"
 
 
 def lengths(file: Path) -> Iterator[tuple[str, int]]:

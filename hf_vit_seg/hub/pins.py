@@ -12,7 +12,7 @@ from hf_vit_seg.entry_points import PACKAGE
 SDK = "gradio"  # the Space installs the `sdk_version` of its README
 
 
-def requirements_of(extra: str) -> list[Requirement]:
+def extra_requirements(extra: str) -> list[Requirement]:
     """Return this package's requirements with one of its extras."""
     found = map(Requirement, requires(PACKAGE) or ())
     active = [each for each in found if each.marker is None or each.marker.evaluate({"extra": extra})]
@@ -29,7 +29,7 @@ def installed_version(name: str) -> str | None:
 
 def pins(others: Iterable[str] = ()) -> list[str]:
     """Return the lines of requirements.txt: the demo's requirements and `others` at the installed versions."""
-    names = [each.name for each in requirements_of("demo") if each.name != SDK] + [
+    names = [each.name for each in extra_requirements("demo") if each.name != SDK] + [
         name for name in others if name != PACKAGE
     ]
     return [f"{name}=={found}" for name in dict.fromkeys(names) if (found := installed_version(name)) is not None]
@@ -40,4 +40,4 @@ def python_version() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-__all__ = ["SDK", "installed_version", "pins", "python_version", "requirements_of"]
+__all__ = ["SDK", "extra_requirements", "installed_version", "pins", "python_version"]

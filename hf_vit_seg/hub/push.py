@@ -19,10 +19,10 @@ from hf_vit_seg.data.datasets import open_split
 from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.local_paths import publishable
-from hf_vit_seg.models.registered_heads import REGISTERED_HEADS
+from hf_vit_seg.models.plugin_heads import PLUGIN_HEADS
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.provenance import CARD
-from hf_vit_seg.remote_code import code_files, copy_obstacle, file_of, is_from_transformers
+from hf_vit_seg.remote_code import code_files, copy_obstacle, is_from_transformers, source_file
 from hf_vit_seg.training.checkpoints.run_directory import RECIPE
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 
@@ -149,7 +149,7 @@ def contents(
 def handler_file(model: ModelDirectory) -> Path | None:
     """Return the `handler.py` of a directory, or that of this package if it serves the model; None otherwise.
 
-    Models of transformers are served without one, and others need their code beside it.
+    Models of transformers are served without one, and others need their code in the same repository.
     """
     own = model.path / HANDLER
     if own.is_file():
@@ -208,7 +208,7 @@ def code_names() -> frozenset[str]:
         for each in architectures().values()
         for kind in (each.config, *each.models.values(), *each.all_processors())
     ]
-    own = {file_of(kind) for kind in [*kinds, *REGISTERED_HEADS.values()] if not is_from_transformers(kind)}
+    own = {source_file(kind) for kind in [*kinds, *PLUGIN_HEADS.values()] if not is_from_transformers(kind)}
     return frozenset(file.name for source in own if copy_obstacle(source) is None for file in code_files(source))
 
 

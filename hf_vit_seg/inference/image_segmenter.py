@@ -34,10 +34,10 @@ class ImageSegmenter:
         self.model = model.eval().to(self.device)
         self.processor = processor
         self.protocol = self.resolve_protocol(protocol or Protocol())
-        self.names = self.names_of(label_names(model.config))
+        self.names = self.result_names(label_names(model.config))
         self.palette = class_palette(getattr(processor, "palette", None), len(self.names))
 
-    def names_of(self, labels: list[str]) -> tuple[str, ...]:
+    def result_names(self, labels: list[str]) -> tuple[str, ...]:
         """Return the class names of results, from the names of the model's labels."""
         return tuple(labels)
 

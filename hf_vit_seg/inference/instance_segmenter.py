@@ -20,7 +20,7 @@ from hf_vit_seg.loading.models import check_options
 from hf_vit_seg.models.segment_maps import draw_objects, fuse_segments, objects_of_queries, panoptic_segments
 
 from .image_segmenter import ImageSegmenter, load_model_or_program
-from .object_stitching import ObjectStitcher, core_of
+from .object_stitching import ObjectStitcher, window_core
 from .output_checks import check_outputs
 from .segments import FoundObject, FoundSegments, objects_of_map
 
@@ -165,7 +165,7 @@ class InstanceSegmenter(ImageSegmenter):
                 objects = [each.translate(top, left) for each in found]
                 if save is not None:
                     save(objects)
-            core = window if grid is None else core_of(window, (grid.tops, grid.lefts), size)
+            core = window if grid is None else window_core(window, (grid.tops, grid.lefts), size)
             stitcher.add(window, objects, core)
             yield number + 1
 

@@ -39,7 +39,7 @@ class Part:
         return self.found.score * self.found.area
 
 
-def box_of(found: FoundObject) -> Box:
+def object_box(found: FoundObject) -> Box:
     """Return (top, left, bottom, right) of an object in pixels, the last two exclusive."""
     return found.top, found.left, found.top + found.shape[0], found.left + found.shape[1]
 
@@ -54,7 +54,7 @@ def intersection(one: Box, other: Box) -> Box | None:
 def crop_mask(found: FoundObject, box: Box) -> np.ndarray:
     """Return the mask (r, c) bool of an object in a box of the image, which may exceed its own."""
     crop = np.zeros((box[2] - box[0], box[3] - box[1]), bool)
-    common = intersection(box_of(found), box)
+    common = intersection(object_box(found), box)
     if common is not None:
         own = found.mask[common[0] - found.top : common[2] - found.top, common[1] - found.left : common[3] - found.left]
         crop[common[0] - box[0] : common[2] - box[0], common[1] - box[1] : common[3] - box[1]] = own
@@ -106,30 +106,30 @@ class ObjectStitcher:
             self.parts.append(Part(found, self.is_cut(found, window)))
             self.owners.append(number)
             self.parents.append(index)
-            for other in self.box_index.near(box_of(found)):
+            for other in self.box_index.near(object_box(found)):
                 if self.owners[other] != number and self.is_same(index, other):
                     self.parents[self.root(index)] = self.root(other)
-            self.box_index.add(index, box_of(found))
+            self.box_index.add(index, object_box(found))
 
     def add_stuff(self, found: FoundObject, core: Box) -> None:
         """Add the stuff of a window's core."""
-        common = intersection(box_of(found), core)
+        common = intersection(object_box(found), core)
         mask = None if common is None else crop_mask(found, common)
         if common is not None and mask is not None and mask.any():
             self.areas[found.label].append(FoundObject.from_mask(found.label, found.score, common[0], common[1], mask))
 
     def is_cut(self, found: FoundObject, window: Box) -> bool:
         """Return whether an object touches a border of its window inside the image."""
-        box, ends = box_of(found), (0, 0, *self.size)
+        box, ends = object_box(found), (0, 0, *self.size)
         return any(box[side] == window[side] != ends[side] for side in range(4))
 
     def is_same(self, index: int, other: int) -> bool:
         """Return whether two parts are the same object: their masks agree where their windows overlap."""
         zone = intersection(self.windows[self.owners[index]], self.windows[self.owners[other]])
         one, two = self.parts[index].found, self.parts[other].found
-        if zone is None or intersection(box_of(one), box_of(two)) is None:
+        if zone is None or intersection(object_box(one), object_box(two)) is None:
             return False
-        boxes = [intersection(box_of(found), zone) for found in (one, two)]
+        boxes = [intersection(object_box(found), zone) for found in (one, two)]
         if boxes[0] is None or boxes[1] is None:
             return False
         joint = union_box([boxes[0], boxes[1]])
@@ -160,10 +160,10 @@ class ObjectStitcher:
         segments = []
         for label in sorted(self.areas):
             pieces = self.areas[label]
-            box = union_box([box_of(piece) for piece in pieces])
+            box = union_box([object_box(piece) for piece in pieces])
             mask = paint(pieces, box)
             for found in objects:
-                if (common := intersection(box_of(found), box)) is not None:
+                if (common := intersection(object_box(found), box)) is not None:
                     rows, columns = (slice(common[i] - box[i], common[i + 2] - box[i]) for i in (0, 1))
                     mask[rows, columns] &= ~crop_mask(found, common)
             if mask.any():
@@ -205,7 +205,7 @@ def join(parts: Sequence[Part]) -> Part:
     pieces = [part.found for part in parts]
     if len(pieces) == 1:
         return Part(replace(pieces[0], label=label), True)
-    box = union_box([box_of(piece) for piece in pieces])
+    box = union_box([object_box(piece) for piece in pieces])
     return Part(FoundObject.from_mask(label, mean_score(pieces), box[0], box[1], paint(pieces, box)), True)
 
 
@@ -213,8 +213,8 @@ def separate(objects: Sequence[FoundObject]) -> list[FoundObject]:
     """Remove the pixels of earlier objects from later ones, and objects with less than half of their pixels left."""
     index, kept = BoxIndex(), list[FoundObject]()
     for found in objects:
-        box = box_of(found)
-        others = [kept[number] for number in index.near(box) if intersection(box_of(kept[number]), box) is not None]
+        box = object_box(found)
+        others = [kept[number] for number in index.near(box) if intersection(object_box(kept[number]), box) is not None]
         if others:
             mask = found.mask.copy()
             for other in others:
@@ -224,7 +224,7 @@ def separate(objects: Sequence[FoundObject]) -> list[FoundObject]:
                 continue
             if area < found.area:
                 found = FoundObject.from_mask(found.label, found.score, found.top, found.left, mask)
-        index.add(len(kept), box_of(found))
+        index.add(len(kept), object_box(found))
         kept.append(found)
     return kept
 
@@ -234,7 +234,7 @@ def first_pixel(found: FoundObject) -> tuple[int, int]:
     return found.top, found.left + int(found.mask[0].argmax())
 
 
-def core_of(window: Box, starts: tuple[Sequence[int], Sequence[int]], size: tuple[int, int]) -> Box:
+def window_core(window: Box, starts: tuple[Sequence[int], Sequence[int]], size: tuple[int, int]) -> Box:
     """Return the part of a window that is nearer to its center than to that of its neighbors; cores cover the image
     once.
 
@@ -250,4 +250,4 @@ def core_of(window: Box, starts: tuple[Sequence[int], Sequence[int]], size: tupl
     return bounds[0][0], bounds[1][0], bounds[0][1], bounds[1][1]
 
 
-__all__ = ["ObjectStitcher", "core_of"]
+__all__ = ["ObjectStitcher", "window_core"]

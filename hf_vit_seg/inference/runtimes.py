@@ -24,7 +24,7 @@ from hf_vit_seg.conversion.readers import CONFIG
 from hf_vit_seg.entry_points import PREFIX, RuntimeFunction, check_contract, entries_by_name, load
 from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.loading.errors import INVALID_FILES, ModelError
-from hf_vit_seg.loading.models import task_of
+from hf_vit_seg.loading.models import model_task
 from hf_vit_seg.models.distance_head import DistanceOutput
 from hf_vit_seg.models.mask_classification import UniversalSegmentationOutput
 
@@ -175,17 +175,17 @@ def is_program(name: str) -> bool:
 
 
 def task_of_model(name: str) -> str:
-    """Return the task of a model (see `task_of`) or of an exported file, whose config.json names the class of its
+    """Return the task of a model (see `model_task`) or of an exported file, whose config.json names the class of its
     model.
 
     Raises ModelError for a model that has none, and for an exported file that does not exist.
     """
     if not is_program(name):
-        return task_of(name)
+        return model_task(name)
     check_file(Path(name))
     folder = Path(name).parent
     try:
-        return task_of(str(folder)) if (folder / CONFIG).is_file() else "segmentation"
+        return model_task(str(folder)) if (folder / CONFIG).is_file() else "segmentation"
     except ModelError:  # files of earlier versions do not name the class
         return "segmentation"
 

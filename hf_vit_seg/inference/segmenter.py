@@ -36,7 +36,7 @@ class Segmenter(ImageSegmenter):
     image's size. Center crops and padding of the processor are skipped, so that every pixel is labeled.
     """
 
-    def names_of(self, labels: list[str]) -> tuple[str, ...]:
+    def result_names(self, labels: list[str]) -> tuple[str, ...]:
         """Return the names of the classes; models with one label also have the background."""
         return tuple(labels) if len(labels) > 1 else ("background", *labels)
 

@@ -116,7 +116,7 @@ def load_pretrained(
         logger.warning(note)
         return Loaded(model.to(dtype), converted.processor, note, hub)
     text = pretrained_path(name)
-    model = load_model(text, dtype, task or task_of(text, features=True, **hub), **hub)
+    model = load_model(text, dtype, task or model_task(text, features=True, **hub), **hub)
     advise_conversion(model)
     processor = find_processor(text, **hub)
     if processor is None:
@@ -254,7 +254,7 @@ def unwrap_saved_modules(model: Any) -> Any:
     return model
 
 
-def task_of(name: str, *, features: bool = False, **hub: Any) -> str:
+def model_task(name: str, *, features: bool = False, **hub: Any) -> str:
     """Return the task of a model, from its class in config.json, or from the tensors of another format.
 
     ModelError if it has none of `AUTO_CLASSES`, unless `features`.
@@ -281,7 +281,7 @@ def task_of(name: str, *, features: bool = False, **hub: Any) -> str:
 def find_base(name: str, **hub: Any) -> tuple[str, dict[str, Any]]:
     """Return the base model of adapters that were saved without a config.json (by peft), and the options of its files.
 
-    Other names and their options are returned as they are. ConversionError for a path that does not exist.
+    Other names and their options are returned unchanged. ConversionError for a path that does not exist.
     """
     if find_config(name, **hub) is not None:
         return pretrained_path(name), hub
@@ -311,6 +311,6 @@ __all__ = [
     "load_for_inference",
     "load_model",
     "load_pretrained",
-    "task_of",
+    "model_task",
     "unwrap_saved_modules",
 ]

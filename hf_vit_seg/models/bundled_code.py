@@ -17,7 +17,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from .errors import HfVitSegError
 from .layers import SegmentationConfig
-from .registered_heads import REGISTERED_HEADS
+from .plugin_heads import PLUGIN_HEADS
 
 PUSH_OPTIONS = tuple(signature(PreTrainedConfig.push_to_hub).parameters)
 
@@ -42,7 +42,7 @@ class BundlesCode(SegmentationConfig):
 
     def own_head(self) -> tuple[type, ...]:
         """Return the class of the head, if it comes from a plugin."""
-        head = REGISTERED_HEADS.get(getattr(self, "decode_head", None) or "")
+        head = PLUGIN_HEADS.get(getattr(self, "decode_head", None) or "")
         return () if head is None else (head,)
 
     def check_parts(self) -> None:
@@ -51,7 +51,7 @@ class BundlesCode(SegmentationConfig):
         for part in (*self.own_head(), *self.own_backbone()):
             if reason := name_conflict(part):
                 raise HfVitSegError(reason)
-            for file in files_of(part):
+            for file in source_files(part):
                 other = files.setdefault(file.name, file)
                 if not other.samefile(file):
                     raise HfVitSegError(f"a model cannot be saved with both {other} and {file}: rename one of them")
@@ -60,12 +60,12 @@ class BundlesCode(SegmentationConfig):
         """Copy the code of the parts to a folder, and write the tables that find it."""
         head, backbone = self.own_head(), self.own_backbone()
         for part in (*head, *backbone):
-            for file in files_of(part):
+            for file in source_files(part):
                 shutil.copyfile(file, folder / file.name)
         if head:
             entry = f"{self.decode_head!r}: {head[0].__name__}"
-            table = f"REGISTERED_HEADS: dict[str, type[nn.Module]] = {{{entry}}}"
-            write_table(folder / "registered_heads.py", ["from torch import nn"], head, table)
+            table = f"PLUGIN_HEADS: dict[str, type[nn.Module]] = {{{entry}}}"
+            write_table(folder / "plugin_heads.py", ["from torch import nn"], head, table)
         if backbone:
             names = ", ".join(part.__name__ for part in backbone)
             write_table(folder / "own_backbones.py", [], backbone, f"OWN_BACKBONES = (({names}),)")
@@ -73,19 +73,19 @@ class BundlesCode(SegmentationConfig):
 
 def name_conflict(part: type) -> str | None:
     """Return the error message if a file of a class has the name of a model file of this package; otherwise None."""
-    for file in files_of(part):
+    for file in source_files(part):
         ours = Path(__file__).with_name(file.name)
         if ours.exists() and not ours.samefile(file):
             return f"{part.__name__} has a file {file}, and hf_vit_seg has a model file of that name: rename it"
     return None
 
 
-def files_of(part: type) -> list[Path]:
+def source_files(part: type) -> list[Path]:
     """Return the file that defines a class, and the siblings that it imports."""
-    return code_files(file_of(part))
+    return code_files(source_file(part))
 
 
-def file_of(part: type) -> Path:
+def source_file(part: type) -> Path:
     """Return the file that defines a class."""
     return Path(sys.modules[part.__module__].__file__ or "")
 
@@ -97,9 +97,9 @@ def code_files(file: Path) -> list[Path]:
 
 def write_table(file: Path, imports: Sequence[str], parts: Sequence[type], table: str) -> None:
     """Write a module with a table of classes, whose files are in the same folder."""
-    own = [f"from .{file_of(part).stem} import {part.__name__}" for part in parts]
+    own = [f"from .{source_file(part).stem} import {part.__name__}" for part in parts]
     lines = ['"""Parts of the model in this folder."""', "", *imports, "", *own, "", table]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-__all__ = ["BundlesCode", "code_files", "file_of", "name_conflict"]
+__all__ = ["BundlesCode", "code_files", "name_conflict", "source_file"]

@@ -159,9 +159,9 @@ class VisionTransformerConfig(MaskClassificationConfig, StagedConfig):
     @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of the stored position embeddings."""
-        return self.grid_of(*pair(self.image_size))
+        return self.token_grid(*pair(self.image_size))
 
-    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the numbers of rows and columns of tokens for an image, which is padded to multiples of a token."""
         rows, columns = self.token_stride
         return ceil_div(height, rows), ceil_div(width, columns)

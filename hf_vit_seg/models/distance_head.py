@@ -302,7 +302,7 @@ class DistanceOutput(ModelOutput):
         assert self.edge_logits is not None and self.offsets is not None
         return self.class_logits, self.distances, self.edge_logits, self.offsets
 
-    def loss_of(
+    def head_loss(
         self,
         config: Any,
         mask_labels: Sequence[torch.Tensor],

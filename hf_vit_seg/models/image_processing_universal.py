@@ -33,7 +33,7 @@ class UniversalSegmentationKwargs(SemanticSegmentationKwargs, total=False):
     label_ids_to_fuse: list[int] | None
 
 
-def target_sizes_of(outputs: Any, target_sizes: Sizes) -> list[tuple[int, int]]:
+def result_sizes(outputs: Any, target_sizes: Sizes) -> list[tuple[int, int]]:
     """Return the (height, width) of the result of each image; by default that of the model's masks. Raises
     HfVitSegError.
     """
@@ -134,7 +134,7 @@ class UniversalProcessing:
         if return_coco_annotation and return_binary_maps:
             raise HfVitSegError("set either return_coco_annotation or return_binary_maps")
         outputs, results = with_methods(outputs), []
-        for image, size in enumerate(target_sizes_of(outputs, target_sizes)):
+        for image, size in enumerate(result_sizes(outputs, target_sizes)):
             if not has_queries(outputs):
                 result = dense_segments(outputs, image, size, threshold)
                 masks = [result["segmentation"] == info["id"] for info in result["segments_info"]]
@@ -168,7 +168,7 @@ class UniversalProcessing:
         """
         fused = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
         outputs, results = with_methods(outputs), []
-        for image, size in enumerate(target_sizes_of(outputs, target_sizes)):
+        for image, size in enumerate(result_sizes(outputs, target_sizes)):
             if not has_queries(outputs):
                 results.append(dense_segments(outputs, image, size, threshold, fused or ()))
                 continue

@@ -177,13 +177,13 @@ def write_mixed_cells(
         at_least = max(at_least, at_most)
         if not len(cells):
             continue
-        table = indices_of(candidates[cells])  # (n, m)
+        table = true_indices(candidates[cells])  # (n, m)
         picked = corners[:, cells].gather(2, table.expand(4, -1, -1))  # (4, n, m)
         write_largest(picked, table, labels, rows, columns, row[cells], column[cells])
     return True
 
 
-def indices_of(chosen: torch.Tensor) -> torch.Tensor:
+def true_indices(chosen: torch.Tensor) -> torch.Tensor:
     """Return the indices of each row's true entries, ascending: (n, K) -> (n, m); shorter rows repeat their first
     index.
     """

@@ -58,7 +58,7 @@ class UniversalSegmentationOutput(ModelOutput):
         assert self.class_queries_logits is not None and self.masks_queries_logits is not None
         return [*(self.auxiliary_logits or ()), (self.class_queries_logits, self.masks_queries_logits)]
 
-    def loss_of(
+    def head_loss(
         self,
         config: Any,
         mask_labels: Sequence[torch.Tensor],
@@ -68,7 +68,7 @@ class UniversalSegmentationOutput(ModelOutput):
         """Return the loss of these predictions, see `mask_classification_loss`."""
         return mask_classification_loss(self.predictions(), mask_labels, class_labels, ignore_mask, config)
 
-    def loss_sums_of(
+    def head_loss_sums(
         self,
         config: Any,
         mask_labels: Sequence[torch.Tensor],
@@ -153,7 +153,7 @@ def with_object_head(config: Any, heads: Collection[str]) -> Any:
 class UniversalSegmentation:
     """The forward pass of models whose head predicts objects; `predict` is defined by each model.
 
-    The head's output has the methods `loss_of` and `semantic_logits`.
+    The head's output has the methods `head_loss` and `semantic_logits`.
     """
 
     config: Any
@@ -197,10 +197,10 @@ class UniversalSegmentation:
         """
         check_class_labels(labels[1], self.config.num_labels)
         if reduction == "mean":
-            return output.loss_of(self.config, *labels)
-        if hasattr(output, "loss_sums_of"):
-            return output.loss_sums_of(self.config, *labels)
-        return output.loss_of(self.config, *labels)[None] * len(labels[0])
+            return output.head_loss(self.config, *labels)
+        if hasattr(output, "head_loss_sums"):
+            return output.head_loss_sums(self.config, *labels)
+        return output.head_loss(self.config, *labels)[None] * len(labels[0])
 
     def loss_units(self, *, class_labels: Sequence[torch.Tensor], **labels: Any) -> torch.Tensor:
         """Return the divisors (T,) of the sums that `loss_reduction` "sum" returns; both add up over batches and

@@ -152,7 +152,7 @@ class VisionTransformerEmbeddings(nn.Module):
         """Map images (B, C, H, W) to tokens (B, T, D)."""
         patch_map = self.patch_embeddings(pixel_values)
         patches = patch_map.flatten(2).transpose(1, 2)  # (B, N, D)
-        grid = self.config.grid_of(*pixel_values.shape[-2:])
+        grid = self.config.token_grid(*pixel_values.shape[-2:])
         prefix_length, positions = self.config.num_prefix_positions, self.positions(grid)
         patches = patches + positions[:, prefix_length:]
         prefix = []
@@ -194,7 +194,7 @@ def final_norm(config: VisionTransformerConfig) -> nn.Module:
 
 def patch_map(config: VisionTransformerConfig, tokens: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
     """Return the patches of tokens (B, T, D) as a map (B, D, h, w) of the padded image, channels-last in memory."""
-    grid = config.grid_of(*pixel_values.shape[-2:])
+    grid = config.token_grid(*pixel_values.shape[-2:])
     return split_axis(tokens[:, config.num_prefix_tokens :], 1, grid).permute(0, 3, 1, 2)
 
 
@@ -272,7 +272,7 @@ class VisionTransformerPreTrainedModel(SegmentationPreTrainedModel):
         accelerate has offloaded the position embeddings.
         """
         embeddings = next(m for m in self.modules() if isinstance(m, VisionTransformerEmbeddings))
-        grid = self.config.grid_of(*pair(image_size))
+        grid = self.config.token_grid(*pair(image_size))
         if grid != self.config.grid_size:
             old = embeddings.position_embeddings
             if old.is_meta and hasattr(embeddings, "_hf_hook"):

@@ -100,7 +100,7 @@ class VisionTransformerForPoseEstimation(VisionTransformerPreTrainedModel):
         if isinstance(module, nn.ConvTranspose2d) or module is self.pose_head.final:
             init.normal_(cast(torch.Tensor, module.weight), std=HEAD_STD)
 
-    def heatmaps_of(self, outputs: BaseModelOutput, pixel_values: torch.Tensor) -> torch.Tensor:
+    def unpadded_heatmaps(self, outputs: BaseModelOutput, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the heatmaps of the image without its padding."""
         height, width = pixel_values.shape[-2:]
         assert outputs.last_hidden_state is not None
@@ -112,7 +112,7 @@ class VisionTransformerForPoseEstimation(VisionTransformerPreTrainedModel):
         pairs = self.config.pose_flip_pairs
         check_pairs(pairs, cast(int, self.config.num_labels))
         flipped = pixel_values.flip(-1)
-        return (heatmaps + flip_back(self.heatmaps_of(self.vit(flipped, return_dict=True), flipped), pairs)) / 2
+        return (heatmaps + flip_back(self.unpadded_heatmaps(self.vit(flipped, return_dict=True), flipped), pairs)) / 2
 
     @can_return_tuple
     @with_dicts
@@ -132,7 +132,7 @@ class VisionTransformerForPoseEstimation(VisionTransformerPreTrainedModel):
         visibility 0 are ignored.
         """
         outputs = self.vit(pixel_values, **kwargs)
-        heatmaps = self.heatmaps_of(outputs, pixel_values)
+        heatmaps = self.unpadded_heatmaps(outputs, pixel_values)
         loss = None
         if labels is not None:
             image_size = (pixel_values.shape[-2], pixel_values.shape[-1])

@@ -28,7 +28,7 @@ from .mask_classification import (
 from .mask_loss import Prediction
 from .modeling_vit import VisionTransformerForSemanticSegmentation as VisionTransformerWithPixelHead
 from .modeling_vit import VisionTransformerModel, VisionTransformerPreTrainedModel, patch_map
-from .query_head import additive_mask, attended_pixels, masks_of
+from .query_head import additive_mask, attended_pixels, compute_mask_logits
 
 UPSCALE_NORM_EPS = 1e-6  # of the released code, for every encoder
 
@@ -79,7 +79,7 @@ class EoMTHead(nn.Module):
 
     def forward(self, queries: torch.Tensor, patches: torch.Tensor) -> Prediction:
         """Map queries (B, Q, D) and patches (B, D, h, w) to class logits (B, Q, K + 1) and masks (B, Q, u*h, u*w)."""
-        return self.class_head(queries), masks_of(self.mask_head(queries), self.upscale(patches))
+        return self.class_head(queries), compute_mask_logits(self.mask_head(queries), self.upscale(patches))
 
 
 class VisionTransformerForUniversalSegmentation(UniversalSegmentation, VisionTransformerWithPixelHead):
@@ -130,7 +130,7 @@ class VisionTransformerForUniversalSegmentation(UniversalSegmentation, VisionTra
             if self.training and self.decode_head.mask_probability[index - first] <= 0:
                 return tokens, None
             masks = predictions[-1][1].detach()
-            return tokens, self.attention_mask(masks, tokens, index - first, config.grid_of(*size))
+            return tokens, self.attention_mask(masks, tokens, index - first, config.token_grid(*size))
 
         outputs = self.vit(pixel_values, before_layer=before_layer, **kwargs)
         predictions.append(self.read(outputs.last_hidden_state, pixel_values))

@@ -36,7 +36,7 @@ def mask_mlp(width: int, activation: type[nn.Module]) -> nn.Sequential:
     )
 
 
-def masks_of(embeddings: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+def compute_mask_logits(embeddings: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
     """Mask logits (B, Q, h, w) of mask embeddings (B, Q, D) and pixel features (B, D, h, w)."""
     return split_axis(embeddings @ pixels.flatten(2), 2, pixels.shape[-2:])
 
@@ -200,7 +200,7 @@ class QueryHead(nn.Module):
     def predict(self, queries: torch.Tensor, pixels: torch.Tensor) -> Prediction:
         """Compute class logits (B, Q, K + 1) and mask logits (B, Q, h, w) of queries (B, Q, D)."""
         queries = self.norm(queries)
-        return self.class_head(queries), masks_of(self.mask_head(queries), pixels)
+        return self.class_head(queries), compute_mask_logits(self.mask_head(queries), pixels)
 
     def attention_mask(self, queries: torch.Tensor, pixels: torch.Tensor, layer: int) -> torch.Tensor:
         """Return the mask of a layer's scores (B, 1, Q, N); `pixels` (B, D, h_i, w_i) have the grid of its level.
@@ -208,7 +208,7 @@ class QueryHead(nn.Module):
         Resizing pixel features before the product with a query gives the same as resizing its mask after it. A query
         with an empty mask attends to all pixels.
         """
-        masks = masks_of(self.mask_head(self.norm(queries)), pixels)
+        masks = compute_mask_logits(self.mask_head(self.norm(queries)), pixels)
         attended = attended_pixels(masks, self.mask_probability[layer] if self.training else 1.0)
         attended = attended | ~attended.any(-1, keepdim=True)
         return additive_mask(attended, queries.dtype)[:, None]
@@ -258,4 +258,4 @@ def build_object_head(config: Any, in_channels: Sequence[int], is_plain: bool = 
 
 OBJECT_HEADS["query"] = build_query_head
 
-__all__ = ["QueryHead", "additive_mask", "attended_pixels", "build_object_head", "mask_mlp", "masks_of"]
+__all__ = ["QueryHead", "additive_mask", "attended_pixels", "build_object_head", "compute_mask_logits", "mask_mlp"]

@@ -23,7 +23,7 @@ class SingleUpdate:
         self.checkpoint = checkpoint
 
     def __call__(self, function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
-        layer = layer_of(function)
+        layer = owning_layer(function)
         if layer is None or torch.compiler.is_compiling():  # compilers trace the update once
             return self.checkpoint(function, *inputs, **options)
         has_run = False
@@ -39,7 +39,7 @@ class SingleUpdate:
         return self.checkpoint(run_layer, *inputs, **options)
 
 
-def layer_of(function: Callable[..., Any]) -> nn.Module | None:
+def owning_layer(function: Callable[..., Any]) -> nn.Module | None:
     """Return the layer that a (partial) function is a method of, or has as its first argument; each replica has its
     own.
     """

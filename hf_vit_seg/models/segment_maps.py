@@ -115,7 +115,7 @@ def objects_of_queries(
     pixel belongs to a mask if its probability exceeds `mask_threshold`.
     """
     scores, labels = to_working_dtype(class_logits).softmax(-1)[:, :-1].max(-1)
-    resizing = Resizing(grid_of(mask_logits), size, working_dtype(mask_logits), mask_logits.device)
+    resizing = Resizing(map_size(mask_logits), size, working_dtype(mask_logits), mask_logits.device)
     bound, number = logit(mask_threshold), 0
     for query in (scores >= threshold).nonzero()[:, 0].tolist():
         box = positive_box(mask_logits[query], bound, resizing)
@@ -130,7 +130,7 @@ def objects_of_queries(
             yield ObjectMask(number, int(labels[query]), score, box[0].start, box[1].start, mask)
 
 
-def grid_of(maps: torch.Tensor) -> tuple[int, int]:
+def map_size(maps: torch.Tensor) -> tuple[int, int]:
     """Return the height and width of maps."""
     return maps.shape[-2], maps.shape[-1]
 
@@ -177,7 +177,7 @@ def assign_pixels(
     n, device = len(scores), mask_logits.device
     queries = torch.full(size, -1, dtype=torch.int32, device=device)
     largest, above, both = (torch.zeros(n, dtype=torch.int64, device=device) for _ in range(3))
-    resizing = Resizing(grid_of(mask_logits), size, working_dtype(mask_logits), device)
+    resizing = Resizing(map_size(mask_logits), size, working_dtype(mask_logits), device)
     scores = scores.to(working_dtype(mask_logits))
     needed = needed_queries(scores, mask_logits, logit(mask_threshold)).cpu()
     logits = mask_logits.permute(1, 2, 0).contiguous()
@@ -201,7 +201,7 @@ def assign_pixels(
 def needed_queries(scores: torch.Tensor, mask_logits: torch.Tensor, bound: float) -> torch.Tensor:
     """Return the queries (n, i, j) bool that can be the largest in a block, or reach the mask threshold in it."""
     logits = to_working_dtype(mask_logits)
-    height, width = grid_of(logits)
+    height, width = map_size(logits)
     beyond = (0, -width % BLOCK + 1, 0, -height % BLOCK + 1)
     padded = pad(logits[None], beyond, mode="replicate")
     highest = max_pool2d(padded, BLOCK + 1, BLOCK)[0]

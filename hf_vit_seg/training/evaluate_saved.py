@@ -14,7 +14,7 @@ from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import lock_on_main_process, on_main_process
 from hf_vit_seg.training.checkpoints.run_directory import ERRORS, RECIPE, SAMPLES, write_skipped
-from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, report_of
+from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, build_report
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import write_sample_images
 from hf_vit_seg.training.figures.plots import draw_plots
@@ -63,7 +63,7 @@ def write_evaluation(model: str, recipe: Recipe, split: str, out: Path, convert:
     # With sharded training, accelerate would not move the model by default, but this one is not sharded.
     prepared = accelerator.prepare_model(loaded, device_placement=True, evaluation_mode=True)
     context = EvaluationContext(prepared, processor, recipe, accelerator)
-    report = report_of(evaluate(context, dataset), recipe, dataset.class_table.names, split)
+    report = build_report(evaluate(context, dataset), recipe, dataset.class_table.names, split)
 
     def write() -> None:
         write_report(report, out / FILE)

@@ -31,7 +31,7 @@ def test_broken_source_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
         "hf_vit_seg.conversion.segformer.segmentation_models_pytorch:SOURCE",
     )
     architecture = dataclasses.replace(architectures()["segformer"], conversions=places)
-    assert [source.name for source in registry.sources_of(architecture)] == ["smp"]
+    assert [source.name for source in registry.load_sources(architecture)] == ["smp"]
     assert "no.such.module:SOURCE" in caplog.text
     assert "expected a hf_vit_seg.conversion.source.Source, found function" in caplog.text
 

@@ -1,4 +1,4 @@
-"""Harmful and unusual checkpoints: sizes that are only declared, values and types, and files beside the weights."""
+"""Harmful and unusual checkpoints: sizes that are only declared, values and types, and files next to the weights."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""State dicts in entries and behind prefixes of training frameworks, averages, and objects beside the weights."""
+"""State dicts in entries and behind prefixes of training frameworks, averages, and objects stored with the weights."""
 
 import argparse
 import sys
@@ -56,8 +56,8 @@ WRAPPED: dict[str, Callable[[State], Any]] = {
     "average of mmengine": lambda s: {"ema_state_dict": {"steps": torch.tensor(3), **prefixed("module.", s)}},
     "teacher and student": lambda s: {"teacher": prefixed("module.", s), "student": scaled(s, 2), "epoch": 3},
     "prefixes of teacher and student": lambda s: prefixed("teacher.", s) | prefixed("student.", scaled(s, 2)),
-    "average beside": lambda s: {"state_dict": s, "state_dict_ema": scaled(s, 2)},
-    "averaged prefix beside": lambda s: prefixed("model.", s) | prefixed("model_ema.", scaled(s, 2)),
+    "weights and average": lambda s: {"state_dict": s, "state_dict_ema": scaled(s, 2)},
+    "weights and averaged prefix": lambda s: prefixed("model.", s) | prefixed("model_ema.", scaled(s, 2)),
 }
 
 
@@ -70,8 +70,8 @@ def test_wrapped_state_dicts_are_found(tmp_path: Path, expected: Callable[[float
 @pytest.mark.parametrize(
     ("case", "weights"),
     [
-        ("average beside", "state_dict_ema"),
-        ("averaged prefix beside", "model_ema"),
+        ("weights and average", "state_dict_ema"),
+        ("weights and averaged prefix", "model_ema"),
         ("teacher and student", "student"),
         ("prefixes of teacher and student", "student"),
     ],

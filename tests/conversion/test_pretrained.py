@@ -25,7 +25,7 @@ from hf_vit_seg.inference.pose_estimator import PoseEstimator
 from hf_vit_seg.inference.runtimes import find_task
 from hf_vit_seg.inference.segmenter import Segmenter
 from hf_vit_seg.loading.errors import ModelError
-from hf_vit_seg.loading.models import load, load_pretrained, log_advice, task_of
+from hf_vit_seg.loading.models import load, load_pretrained, log_advice, model_task
 from hf_vit_seg.models.modeling_segformer import (
     SegFormerForImageClassification,
     SegFormerForSemanticSegmentation,
@@ -288,7 +288,7 @@ def test_other_architectures_of_timm_are_loaded_by_transformers(tmp_path):
     save_file(reference.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
     config = {"architecture": "resnet10t", "num_classes": 4, "pretrained_cfg": {"input_size": [3, 64, 64]}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert task_of(str(tmp_path)) == "classification"
+    assert model_task(str(tmp_path)) == "classification"
     assert isinstance(load(tmp_path)[0], transformers.TimmWrapperForImageClassification)
 
 
@@ -318,7 +318,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_files_of_the_authors(name):
     task, kind = FILES[name]
-    assert task_of(str(ORACLES / name)) == task
+    assert model_task(str(ORACLES / name)) == task
     assert kind.from_pretrained(str(ORACLES / name), "cpu").model.config.num_labels > 1
 
 

@@ -66,7 +66,7 @@ def test_classes_match_folders_in_any_form(tmp_path, disk, recipe):
     source = open_source({"kind": "class_folders", "root": str(tmp_path)}, "classification")
     data = DataRecipe(train={}, classes=(form(recipe, "é"), "a"))
     table = ClassTable.from_recipe(data, source.class_names).match_source(source.class_names)
-    found = [table.names[table.class_of(source.read(index).target)] for index in range(len(source))]
+    found = [table.names[table.class_index(source.read(index).target)] for index in range(len(source))]
     assert sorted(found) == ["a", form("NFC", "é")]
 
 

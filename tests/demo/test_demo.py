@@ -55,10 +55,10 @@ from hf_vit_seg.demo.catalogue import (  # noqa: E402
     Catalogue,
     ModelFacts,
     default_models,
-    entry_of,
     example_images,
+    load_entry,
     seconds,
-    titles_of,
+    short_titles,
 )
 from hf_vit_seg.demo.classification_tab import ClassificationTab  # noqa: E402
 from hf_vit_seg.demo.file_segmentation import (  # noqa: E402
@@ -69,12 +69,12 @@ from hf_vit_seg.demo.file_segmentation import (  # noqa: E402
     SLIDING,
     WHOLE,
     pixels_seen,
-    protocol_of,
     segment_file,
+    selected_protocol,
 )
 from hf_vit_seg.demo.pose_tab import PoseTab  # noqa: E402
 from hf_vit_seg.demo.segmentation_tab import SegmentationTab  # noqa: E402
-from hf_vit_seg.demo.segmentation_view import MAX_ROWS, MAX_SIDE, view_of  # noqa: E402
+from hf_vit_seg.demo.segmentation_view import MAX_ROWS, MAX_SIDE, view_data  # noqa: E402
 from hf_vit_seg.demo.uploads import MAX_FILES, MAX_UPLOAD_PIXELS  # noqa: E402
 from hf_vit_seg.hub.space import space_files  # noqa: E402
 
@@ -152,7 +152,7 @@ def test_every_page_action_has_an_api_name(client):
 @pytest.mark.parametrize(("view", "window", "flip"), [(WHOLE, 512, False), (SLIDING, 128, True)])
 def test_api_matches_the_segmenter(client, view, window, flip):
     areas, labels, text = call(client, PHOTO, NUCLEI, view, window, flip)
-    expected = Segmenter.from_pretrained(str(MODEL), protocol=protocol_of(view, window, flip))(PHOTO)
+    expected = Segmenter.from_pretrained(str(MODEL), protocol=selected_protocol(view, window, flip))(PHOTO)
     assert np.array_equal(np.asarray(Image.open(labels)), expected.label_map)
     assert [row[:2] for row in areas["data"]] == [[count.name, count.pixels] for count in expected.counts()]
     report = json.loads(Path(text).read_text())
@@ -269,7 +269,7 @@ def test_largest_image_runs_with_any_window_size():
 
     assert Square.pixel_values.numel() == MAX_UPLOAD_PIXELS
     for side in range(MIN_WINDOW, MAX_WINDOW + 1, 64):
-        assert pixels_seen(protocol_of(SLIDING, side, False), Square()) <= MAX_PIXELS_PER_CALL
+        assert pixels_seen(selected_protocol(SLIDING, side, False), Square()) <= MAX_PIXELS_PER_CALL
 
 
 def test_canceled_batch_stops(client, slow_segmenter):
@@ -320,7 +320,7 @@ def segmentation(label_map: np.ndarray, classes: int) -> Segmentation:
 def test_view_has_every_pixel_in_its_class(height, width, classes, seed):
     labels = np.random.default_rng(seed).integers(0, classes, (height, width)).astype(np.uint16)
     result = segmentation(labels, classes)
-    view = view_of(result, "name", "caption", ModelFacts("facts"))
+    view = view_data(result, "name", "caption", ModelFacts("facts"))
     rows = decode_data_url(view["rows"])
     assert decode_data_url(view["photo"]).shape == (*rows.shape, 3)
     names = [row["name"] for row in view["classes"]]
@@ -335,7 +335,7 @@ def test_view_has_every_pixel_in_its_class(height, width, classes, seed):
 
 def test_view_of_a_large_image_is_downscaled():
     labels = np.arange(1500 * 2000).reshape(1500, 2000) % 40
-    view = view_of(segmentation(labels.astype(np.uint8), 40), "name", "caption", ModelFacts("facts"))
+    view = view_data(segmentation(labels.astype(np.uint8), 40), "name", "caption", ModelFacts("facts"))
     assert decode_data_url(view["rows"]).shape == (MAX_SIDE * 3 // 4, MAX_SIDE)
     assert len(view["classes"]) == 40
 
@@ -380,7 +380,7 @@ def test_native_size_models_use_windows_for_large_images(monkeypatch):
 
 
 def test_catalog_detects_tasks_and_reports_failures(models, tmp_path):
-    assert {task: entry_of(model).task for task, model in models.items()} == {task: task for task in HEADS}
+    assert {task: load_entry(model).task for task, model in models.items()} == {task: task for task in HEADS}
     known = Catalogue([NUCLEI, str(tmp_path / "absent"), *models.values()])
     assert known.titles("segmentation") == [NUCLEI, title(models["segmentation"])]
     assert len(known.failures) == 1 and "absent" in known.failures[0]
@@ -391,7 +391,7 @@ def test_catalog_detects_tasks_and_reports_failures(models, tmp_path):
     config = json.loads((headless / "config.json").read_text())
     (headless / "config.json").write_text(json.dumps(config | {"architectures": ["SegFormerModel"]}))
     with pytest.raises(ModelError, match="SegFormerModel, expected a model for segmentation"):
-        entry_of(str(headless))
+        load_entry(str(headless))
 
 
 def test_models_with_equal_endings_get_longer_titles(models, tmp_path, monkeypatch):
@@ -408,7 +408,7 @@ def test_models_with_equal_endings_get_longer_titles(models, tmp_path, monkeypat
 @given(st.sets(st.lists(st.sampled_from("ab"), min_size=1, max_size=5).map(tuple), min_size=1, max_size=12))
 def test_titles_are_unique_name_suffixes(names):
     names = sorted(names)
-    titles = titles_of(names)
+    titles = short_titles(names)
     assert len(set(titles)) == len(names)
     assert all("/".join(name).endswith(title) for name, title in zip(names, titles, strict=True))
 
@@ -448,7 +448,7 @@ def test_built_in_model_is_installed_with_examples():
     shipped = [path for pattern in patterns for path in MODEL.parent.glob(pattern)]
     assert set(EXAMPLES) <= {path.stem for path in shipped if path.suffix == ".webp"}
     assert all(Path(path).exists() for path in example_images())
-    assert Path(entry_of(NUCLEI).place).resolve() == MODEL.resolve()
+    assert Path(load_entry(NUCLEI).place).resolve() == MODEL.resolve()
 
 
 def test_missing_gradio_names_the_extra(monkeypatch):
@@ -558,7 +558,7 @@ def test_model_error_on_zero_gpu_is_reported(zero_gpu_tabs, gpu_requests, tmp_pa
     assert len(gpu_requests) == 1
 
 
-@pytest.mark.parametrize("protocol", [Protocol(), Protocol(flip=True), protocol_of(SLIDING, 128, True)])
+@pytest.mark.parametrize("protocol", [Protocol(), Protocol(flip=True), selected_protocol(SLIDING, 128, True)])
 def test_model_input_pixels_are_counted(protocol, monkeypatch):
     segmenter, seen, logits = Segmenter.from_pretrained(str(MODEL), protocol=protocol), [], Segmenter.logits
     prepared = segmenter.prepare(Image.new("RGB", (640, 480)))

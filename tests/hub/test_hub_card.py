@@ -32,10 +32,10 @@ from hf_vit_seg.hub.card import CardOptions, is_written, model_card, write_run_c
 from hf_vit_seg.hub.card_text import package_bibtex
 from hf_vit_seg.hub.model_directory import model_directory
 from hf_vit_seg.inference.segmenter import Segmenter
-from hf_vit_seg.provenance import CARD, MARK, Provenance, card_metadata, provenance_from, provenance_of, write_card
+from hf_vit_seg.provenance import CARD, MARK, Provenance, card_metadata, find_provenance, provenance_from, write_card
 from hf_vit_seg.text_files import read_json_object
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, lineage
-from hf_vit_seg.training.evaluation.evaluate import Evaluation, report_of
+from hf_vit_seg.training.evaluation.evaluate import Evaluation, build_report
 from hf_vit_seg.training.recipe.files import recipe_text
 from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
@@ -151,7 +151,7 @@ def test_scores_name_the_evaluated_dataset(hub, tmp_path, train, validation, cre
     (model / "recipe.yaml").write_text(recipe_text(recipe, model))
     write_card(model, lineage(recipe), "nuclei")
     found = Evaluation({"mean_iou": 0.5}, samples=6, protocol="")
-    write_report(report_of(found, recipe, ("background", "nucleus"), "validation"), model / METRICS)
+    write_report(build_report(found, recipe, ("background", "nucleus"), "validation"), model / METRICS)
     push(model, Target("me/model"))
     files = contents(hub)
     (result,) = ModelCard(files["README.md"].decode()).data.eval_results
@@ -252,18 +252,18 @@ def test_unreadable_license_is_reported_and_required(hub, tmp_path, caplog):
     convert(NVLABS, tmp_path / "converted")
     push(tmp_path / "converted", Target("me/converted"))
     hub.repos["model/me/bare"] = Repo("model")
-    assert provenance_of("me/bare").license is None and not caplog.records
+    assert find_provenance("me/bare").license is None and not caplog.records
 
     def cut(method: str, path: str) -> None:
         raise Refusal(503, "", "out for lunch")
 
     hub.fault = cut
-    assert provenance_of("me/converted") == Provenance(base_model=("me/converted",))
+    assert find_provenance("me/converted") == Provenance(base_model=("me/converted",))
     assert "the card of me/converted cannot be read, so its license is not copied" in caplog.text
     hub.fault = lambda method, path: None
-    assert provenance_of("me/converted").license_name == NVIDIA["license_name"]
+    assert find_provenance("me/converted").license_name == NVIDIA["license_name"]
     hub.fault = cut  # read again from the cache, without the Hub
-    assert provenance_of("me/converted").license_name == NVIDIA["license_name"]
+    assert find_provenance("me/converted").license_name == NVIDIA["license_name"]
 
 
 def test_card_next_to_checkpoint_defines_the_license(tmp_path):

@@ -17,7 +17,7 @@ from hf_vit_seg.inference import Protocol
 from hf_vit_seg.inference.dense.protocols import PredictionError
 from hf_vit_seg.inference.files.objects import predict_objects
 from hf_vit_seg.inference.files.prediction import Job, PredictOptions
-from hf_vit_seg.inference.object_stitching import ObjectStitcher, core_of
+from hf_vit_seg.inference.object_stitching import ObjectStitcher, window_core
 from hf_vit_seg.inference.segments import FoundObject
 from hf_vit_seg.inference.tiles.objects import predict_tiled_objects
 
@@ -63,7 +63,7 @@ LEFT, RIGHT = (0, 0, 20, 30), (0, 20, 20, 50)
 def stitch(*windows, stuff=()) -> list[FoundObject]:
     stitcher = ObjectStitcher((20, 50), stuff)
     for window, objects in windows:
-        stitcher.add(window, objects, core_of(window, ([0], [0, 20]), (20, 50)))
+        stitcher.add(window, objects, window_core(window, ([0], [0, 20]), (20, 50)))
     return stitcher.objects()
 
 
@@ -96,7 +96,7 @@ def test_cores_cover_the_image_once():
     covered = np.zeros((60, 90), int)
     for top in tops:
         for left in lefts:
-            core = core_of((top, left, top + 29, left + 40), (tops, lefts), (60, 90))
+            core = window_core((top, left, top + 29, left + 40), (tops, lefts), (60, 90))
             covered[core[0] : core[2], core[1] : core[3]] += 1
             assert top <= core[0] and core[2] <= top + 29 and left <= core[1] and core[3] <= left + 40
     assert (covered == 1).all()

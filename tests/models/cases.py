@@ -11,8 +11,8 @@ class Case:
     side of its segmentation logits.
 
     `alternatives` gives every config field another value, to check that the model uses the field.
-    `beside` gives the settings under which a field has an effect, `under` the auto class that uses it, if that is not
-    the segmentation model.
+    `required_fields` gives the other settings under which a field has an effect, `under` the auto class that uses it,
+    if that is not the segmentation model.
     `unreached` lists, by auto class, the suffixes of parameters that get no gradient by design.
     `hidden_states` is the number of hidden states, if that is not one per layer.
     `training_only` fields have an effect only in training, `loss_only` in the loss, `initial_only` at initialization.
@@ -25,7 +25,7 @@ class Case:
     loss_only: frozenset[str] = frozenset()
     initial_only: frozenset[str] = frozenset()
     backbone_only: frozenset[str] = frozenset()
-    beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    required_fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     under: Mapping[str, str] = field(default_factory=dict)
     unreached: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     hidden_states: int | None = None
@@ -204,7 +204,7 @@ VIT = Case(
         "num_upscale_blocks": 1,
         **OBJECTS,
     },
-    beside={
+    required_fields={
         "position_resize_mode": {"image_size": 128},
         "position_resize_align_corners": {"image_size": 128},
         "position_resize_antialias": {"image_size": 128},
@@ -267,7 +267,7 @@ BACKBONE = Case(
         **QUERY_LAYERS,
     },
     under=UNDER_UNIVERSAL,
-    beside={
+    required_fields={
         "decode_head_num_layers": MASKS,
         "decode_head_hidden_size": MASKS,
         "decode_head_norm_eps": MASKS,

@@ -71,7 +71,7 @@ def labels_for(model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, 
     return {"labels": torch.randint(0, LABELS, (batch,))} if "ForImageClassification" in kind else {}
 
 
-def loss_of(model: PreTrainedModel, pixel_values: torch.Tensor, **labels) -> torch.Tensor:
+def head_loss(model: PreTrainedModel, pixel_values: torch.Tensor, **labels) -> torch.Tensor:
     output = model(pixel_values, **labels)
     if labels:
         return output.loss
@@ -147,7 +147,7 @@ def test_gradients_reach_every_parameter(name, auto):
         settings["out_features"] = list(stages)
     model = build(name, auto, **settings).train()
     pixel_values = images(name)
-    loss_of(model, pixel_values, **labels_for(model, pixel_values)).backward()
+    head_loss(model, pixel_values, **labels_for(model, pixel_values)).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # A bias before a softmax over keys shifts all scores of a query equally: its gradient is zero except for rounding.
     excused = ("k_proj.bias", *CASES[name].unreached.get(auto, ()))
@@ -286,7 +286,7 @@ def test_activation_checkpointing_keeps_gradients(name, auto):
         model = copy.deepcopy(model)  # as averages do
         for copied in (reference := copy.deepcopy(plain), model):
             torch.manual_seed(1)
-            loss_of(copied, pixel_values, **labels).backward()
+            head_loss(copied, pixel_values, **labels).backward()
         for (key, before), after in zip(reference.named_parameters(), model.parameters(), strict=True):
             assert (before.grad is None) == (after.grad is None), key
             if before.grad is not None:
@@ -369,9 +369,9 @@ def response(name: str, auto: str, **settings) -> tuple:
 @pytest.mark.parametrize(("name", "field"), [(n, f) for n in architectures() for f in CASES[n].alternatives])
 def test_every_config_field_is_read(name, field):
     case = CASES[name]
-    beside, auto = case.beside.get(field, {}), case.under.get(field, "AutoModelForSemanticSegmentation")
-    shapes, fresh, evaluated, trained, loss = response(name, auto, **beside)
-    changed = dict(beside) | {field: case.alternatives[field]}
+    required, auto = case.required_fields.get(field, {}), case.under.get(field, "AutoModelForSemanticSegmentation")
+    shapes, fresh, evaluated, trained, loss = response(name, auto, **required)
+    changed = dict(required) | {field: case.alternatives[field]}
     shapes_, fresh_, evaluated_, trained_, loss_ = response(name, auto, **changed)
     if field in case.training_only:
         assert torch.equal(evaluated, evaluated_) and not torch.equal(trained, trained_)

@@ -185,7 +185,7 @@ def test_code_files_with_equal_names_raise(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "blocks.py").touch()
     files = {"Head": [tmp_path / "head" / "blocks.py"], "Backbone": [tmp_path / "backbone" / "blocks.py"]}
-    monkeypatch.setattr(bundled_code, "files_of", lambda kind: files[kind.__name__])
+    monkeypatch.setattr(bundled_code, "source_files", lambda kind: files[kind.__name__])
     config = BackboneSegmentationConfig(backbone_config=Dinov2Config(**PLAIN))
     monkeypatch.setattr(type(config), "own_head", lambda self: (type("Head", (), {}),))
     config.check_parts()

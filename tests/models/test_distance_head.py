@@ -47,7 +47,7 @@ def draw_disks(disks: list[tuple[int, int, int]], size: tuple[int, int] = SIZE) 
     return numbers
 
 
-def masks_of(numbers: torch.Tensor) -> torch.Tensor:
+def compute_mask_logits(numbers: torch.Tensor) -> torch.Tensor:
     return numbers == torch.arange(1, int(numbers.max()) + 1)[:, None, None]
 
 
@@ -181,16 +181,16 @@ def test_uncertain_and_small_objects_are_removed():
 def test_perfect_output_has_a_lower_loss_than_a_shifted_one():
     numbers = draw_disks([(10, 10, 8), (10, 24, 6), (35, 40, 10)])
     output = perfect_output(numbers, torch.tensor([1, 0, 1]), 2)
-    labels = [masks_of(numbers)], [torch.tensor([1, 0, 1])]
-    shifted = [masks_of(numbers).roll(3, dims=-1)], labels[1]
-    assert output.loss_of(None, *labels) < 0.01 < output.loss_of(None, *shifted)
+    labels = [compute_mask_logits(numbers)], [torch.tensor([1, 0, 1])]
+    shifted = [compute_mask_logits(numbers).roll(3, dims=-1)], labels[1]
+    assert output.head_loss(None, *labels) < 0.01 < output.head_loss(None, *shifted)
 
 
 def test_ignored_pixels_have_no_gradient():
     output = random_output(1, SIZE)
     ignored = torch.zeros(1, *SIZE, dtype=torch.bool)
     ignored[:, :, 16:] = True
-    dense_loss(output, [masks_of(draw_disks([(10, 12, 8)]))], [torch.tensor([0])], ignored).backward()
+    dense_loss(output, [compute_mask_logits(draw_disks([(10, 12, 8)]))], [torch.tensor([0])], ignored).backward()
     for tensor in output.maps():
         assert tensor.grad is not None
         assert (tensor.grad[..., 16:] == 0).all()
@@ -199,7 +199,7 @@ def test_ignored_pixels_have_no_gradient():
 
 def test_loss_is_the_mean_over_images():
     output = random_output(2, (24, 28))
-    masks = [masks_of(draw_disks([(10, 10, 8)])), torch.zeros(0, *SIZE, dtype=torch.bool)]
+    masks = [compute_mask_logits(draw_disks([(10, 10, 8)])), torch.zeros(0, *SIZE, dtype=torch.bool)]
     classes = [torch.tensor([0]), torch.zeros(0, dtype=torch.int64)]
     single = []
     for own in (slice(0, 1), slice(1, 2)):
@@ -242,7 +242,10 @@ def test_a_short_training_separates_touching_disks():
     torch.manual_seed(0)
     numbers = [draw_disks([(12, 12, 8), (12, 26, 7), (34, 40, 10)]), draw_disks([(24, 20, 9), (24, 37, 9)])]
     images = torch.stack([(each > 0).float().expand(3, -1, -1) for each in numbers])
-    labels = [masks_of(each) for each in numbers], [torch.zeros(int(each.max()), dtype=torch.int64) for each in numbers]
+    labels = (
+        [compute_mask_logits(each) for each in numbers],
+        [torch.zeros(int(each.max()), dtype=torch.int64) for each in numbers],
+    )
     model = SegFormerForUniversalSegmentation(SegFormerConfig(**FINE))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(300):

@@ -24,14 +24,14 @@ def processor(request):
     return request.param(do_resize=False)
 
 
-def labels_of(processor, images, maps) -> torch.Tensor:
+def batch_labels(processor, images, maps) -> torch.Tensor:
     return processor(images, maps, return_tensors="pt")["labels"]
 
 
 @pytest.mark.parametrize("shape", [(SIDE, SIDE), (SIDE, SIDE, 1), (1, SIDE, SIDE)])
 @pytest.mark.parametrize("convert", [np.array, torch.tensor])
 def test_single_map_with_an_axis_of_length_one(processor, shape, convert):
-    found = labels_of(processor, IMAGE, convert(CLASSES.reshape(shape)))
+    found = batch_labels(processor, IMAGE, convert(CLASSES.reshape(shape)))
     assert torch.equal(found, torch.tensor(CLASSES)[None].long())
 
 
@@ -39,7 +39,7 @@ def test_single_map_with_an_axis_of_length_one(processor, shape, convert):
 def test_batch_of_maps(processor, shape):
     stacked = np.stack([CLASSES, CLASSES.T])
     for maps in (stacked.reshape(shape), list(stacked.reshape(shape))):
-        assert torch.equal(labels_of(processor, [IMAGE, IMAGE], maps), torch.tensor(stacked).long())
+        assert torch.equal(batch_labels(processor, [IMAGE, IMAGE], maps), torch.tensor(stacked).long())
 
 
 @pytest.mark.parametrize("mode", ["L", "P"])
@@ -50,8 +50,8 @@ def test_map_from_a_path_keeps_its_values(processor, mode, tmp_path):
         image.putpalette([value for index in range(256) for value in (index, 255 - index, 7)])
     image.save(tmp_path / "map.png")
     for path in (str(tmp_path / "map.png"), tmp_path / "map.png"):
-        assert torch.equal(labels_of(processor, IMAGE, path), torch.tensor(CLASSES)[None].long())
-        assert len(labels_of(processor, [IMAGE, IMAGE], [path, path])) == 2
+        assert torch.equal(batch_labels(processor, IMAGE, path), torch.tensor(CLASSES)[None].long())
+        assert len(batch_labels(processor, [IMAGE, IMAGE], [path, path])) == 2
 
 
 @pytest.mark.parametrize("kind", ["array", "array of channels", "list", "image", "path"])
@@ -66,29 +66,29 @@ def test_color_map_raises(processor, kind, tmp_path):
         "path": str(tmp_path / "map.png"),
     }
     with pytest.raises(HfVitSegError, match="one class index per pixel"):
-        labels_of(processor, IMAGE, maps[kind])
+        batch_labels(processor, IMAGE, maps[kind])
 
 
 def test_other_number_of_maps_raises(processor):
     with pytest.raises(HfVitSegError, match="3 segmentation maps for 2 images"):
-        labels_of(processor, [IMAGE, IMAGE], [CLASSES] * 3)
+        batch_labels(processor, [IMAGE, IMAGE], [CLASSES] * 3)
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan])
 def test_map_with_fractions_raises(processor, value):
     with pytest.raises(HfVitSegError, match="integer class indices"):
-        labels_of(processor, IMAGE, np.full((SIDE, SIDE), value))
+        batch_labels(processor, IMAGE, np.full((SIDE, SIDE), value))
 
 
 @pytest.mark.parametrize("reduced", [False, True])
 def test_map_with_negative_classes_raises(reduced):
     processor = BACKENDS[0](size={"height": SIDE, "width": SIDE}, do_reduce_labels=reduced)
     with pytest.raises(HfVitSegError, match="-1"):
-        labels_of(processor, IMAGE, np.full((SIDE, SIDE), -1))
+        batch_labels(processor, IMAGE, np.full((SIDE, SIDE), -1))
 
 
 def test_map_of_whole_floats_is_read(processor):
-    assert torch.equal(labels_of(processor, IMAGE, CLASSES.astype(float)), torch.tensor(CLASSES)[None].long())
+    assert torch.equal(batch_labels(processor, IMAGE, CLASSES.astype(float)), torch.tensor(CLASSES)[None].long())
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])

@@ -26,7 +26,7 @@ def name_of(directory: Path) -> str:
     return "-".join(directory.parts[-2:])
 
 
-def class_of(folder: Path) -> Any:
+def class_index(folder: Path) -> Any:
     """The class that loads a model: its Auto class, or the model's own for backbones, which transformers 5.24 only
     loads from the Hub."""
     about = json.loads((folder / ABOUT).read_text())
@@ -36,7 +36,7 @@ def class_of(folder: Path) -> Any:
 
 def assert_equal_outputs(directory: Path, folder: Path) -> None:
     """The model in a directory has the outputs that are frozen in `folder`."""
-    model, info = class_of(folder).from_pretrained(str(directory), dtype=torch.float32, output_loading_info=True)
+    model, info = class_index(folder).from_pretrained(str(directory), dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     found, expected = outputs_of(model), load_file(folder / OUTPUTS)
     assert found.keys() >= expected.keys()
@@ -48,7 +48,7 @@ def assert_equal_outputs(directory: Path, folder: Path) -> None:
 @pytest.mark.parametrize("directory", DIRECTORIES, ids=name_of)
 def test_released_models_have_equal_outputs(directory, tmp_path):
     assert_equal_outputs(directory, directory)
-    class_of(directory).from_pretrained(str(directory), dtype=torch.float32).save_pretrained(tmp_path)
+    class_index(directory).from_pretrained(str(directory), dtype=torch.float32).save_pretrained(tmp_path)
     assert_equal_outputs(tmp_path, directory)
 
 

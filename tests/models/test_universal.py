@@ -19,7 +19,7 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models import query_head
 from hf_vit_seg.models.layers import OBJECT_HEADS
 from hf_vit_seg.models.mask_classification import masks_from_labels, semantic_logits
-from hf_vit_seg.models.query_head import additive_mask, attended_pixels, masks_of, sine_positions
+from hf_vit_seg.models.query_head import additive_mask, attended_pixels, compute_mask_logits, sine_positions
 
 FAMILIES = ("vit", "segformer", "cvt", "backbone")
 LABELS, QUERIES = 5, 7
@@ -164,7 +164,7 @@ def test_annealed_queries_attend_to_everything():
 
 def test_query_with_an_empty_mask_attends_to_everything(monkeypatch):
     model = build("segformer")
-    monkeypatch.setattr(query_head, "masks_of", lambda queries, pixels: torch.full((2, QUERIES, 3, 3), -1.0))
+    monkeypatch.setattr(query_head, "compute_mask_logits", lambda queries, pixels: torch.full((2, QUERIES, 3, 3), -1.0))
     mask = model.decode_head.attention_mask(torch.zeros(2, QUERIES, 32), torch.zeros(2, 32, 3, 3), 0)
     assert mask.shape == (2, 1, QUERIES, 9) and not mask.any()
 
@@ -172,8 +172,8 @@ def test_query_with_an_empty_mask_attends_to_everything(monkeypatch):
 def test_resized_pixels_give_resized_masks():
     queries, pixels = torch.randn(2, 3, 8).double(), torch.randn(2, 8, 12, 16).double()
     resize = torch.nn.functional.interpolate
-    first = masks_of(queries, resize(pixels, (3, 4), mode="bilinear"))
-    torch.testing.assert_close(first, resize(masks_of(queries, pixels), (3, 4), mode="bilinear"))
+    first = compute_mask_logits(queries, resize(pixels, (3, 4), mode="bilinear"))
+    torch.testing.assert_close(first, resize(compute_mask_logits(queries, pixels), (3, 4), mode="bilinear"))
 
 
 def test_additive_mask_is_finite():

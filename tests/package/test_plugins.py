@@ -21,7 +21,7 @@ from hf_vit_seg.data.sources.source import SourceRecord
 from hf_vit_seg.data.transforms.batch_mixing import BatchOptions
 from hf_vit_seg.data.transforms.context import TransformContext, TransformOptions
 from hf_vit_seg.data.transforms.pipeline import TRANSFORMS, read_pipeline
-from hf_vit_seg.entry_points import PREFIX, HeadClass, Plugin, check_contract, load, load_all, subclass_of
+from hf_vit_seg.entry_points import PREFIX, HeadClass, Plugin, check_contract, load, load_all, subclass_check
 from hf_vit_seg.export.exporters import Exporter
 from hf_vit_seg.inference import runtimes
 from hf_vit_seg.models.segmentation_heads import HEADS, find_head
@@ -64,7 +64,7 @@ def test_built_in_architectures_are_entry_points():
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_plugin_reports_its_error(name):
     target, reason = BROKEN[name]
-    plugin = load(EntryPoint(name=name, value=target, group="hf_vit_seg.losses"), subclass_of(Record))
+    plugin = load(EntryPoint(name=name, value=target, group="hf_vit_seg.losses"), subclass_check(Record))
     assert plugin.value is None
     assert reason in (plugin.error or "")
 
@@ -89,7 +89,7 @@ def test_duplicate_plugin_names_raise(tmp_path, monkeypatch):
     entries = {"hf_vit_seg.strange": {"same": "works:Kind"}}
     for name in ("first", "second"):
         monkeypatch.syspath_prepend(write_distribution(tmp_path / name, name, entries, STRANGE))
-    one, other = load_all("hf_vit_seg.strange", subclass_of(Record))
+    one, other = load_all("hf_vit_seg.strange", subclass_check(Record))
     assert (one.error is None) != (other.error is None)
     assert "the name is already used by" in f"{one.error}{other.error}"
 

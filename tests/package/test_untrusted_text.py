@@ -13,7 +13,7 @@ from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.settings.labels import find_label_set
 from paths import REPOSITORY
 
-from hf_vit_seg.cli.model_formats import fields_of
+from hf_vit_seg.cli.model_formats import parse_settings
 from hf_vit_seg.data.checks.sample_facts import FactsFile
 from hf_vit_seg.data.sources.coco_files import read_lists
 from hf_vit_seg.data.sources.source import SourceError
@@ -111,7 +111,7 @@ def test_yaml_beyond_limits_raises(tmp_path: Path, case: str) -> None:
     with pytest.raises(ConversionError):
         find_label_set(tmp_path / "recipe.yaml")
     with pytest.raises(HfVitSegError) as error:
-        fields_of([f"hidden_act={INVALID_YAML[case]}"])
+        parse_settings([f"hidden_act={INVALID_YAML[case]}"])
     assert_short(error)
 
 

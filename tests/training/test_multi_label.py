@@ -116,7 +116,7 @@ def test_unknown_labels_raise_or_are_ignored(recipe):
 def test_unknown_indices_raise(recipe):
     dataset = open_split(load_recipe(recipe), "train")
     with pytest.raises(UnknownValueError):
-        dataset.class_table.classes_of([0, 7])
+        dataset.class_table.class_indices([0, 7])
 
 
 def test_lists_of_labels_require_the_setting_and_the_reverse(recipe):

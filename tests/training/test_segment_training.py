@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, p
 from hf_vit_seg.data.datasets import open_split
 from hf_vit_seg.data.samples import Segments
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
-from hf_vit_seg.loading.models import load_for_inference, task_of
+from hf_vit_seg.loading.models import load_for_inference, model_task
 from hf_vit_seg.metrics.segment_overlaps import SegmentMap, find_overlaps
 from hf_vit_seg.models.image_processing_universal import UniversalSegmentationImageProcessor
 from hf_vit_seg.records import RecordError
@@ -156,7 +156,7 @@ def test_resizing_removes_empty_segments():
 @pytest.mark.parametrize("task", CLASSES)
 def test_saved_model_finds_objects(runs, task):
     best = str(runs[task] / "best")
-    assert task_of(best) == "instance"
+    assert model_task(best) == "instance"
     processor = AutoImageProcessor.from_pretrained(best)
     assert type(processor) is UniversalSegmentationImageProcessor
     assert processor.label_ids_to_fuse == {"instance": None, "panoptic": [0]}[task]

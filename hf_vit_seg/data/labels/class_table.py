@@ -108,7 +108,7 @@ class ClassTable:
         targets = [(index, indices.get(name, self.ignore_index)) for index, name in enumerate(source_names)]
         return replace(self, targets=((IGNORED_VALUE, self.ignore_index), *targets), by_position=False)
 
-    def class_of(self, raw: int) -> int:
+    def class_index(self, raw: int) -> int:
         """Return the class index of an image's raw label. Raises UnknownValueError for labels without a class."""
         found = dict(self.targets).get(raw, UNKNOWN)
         if not 0 <= found < len(self.names):
@@ -117,7 +117,7 @@ class ClassTable:
             )
         return found
 
-    def classes_of(self, labels: Sequence[int]) -> tuple[int, ...]:
+    def class_indices(self, labels: Sequence[int]) -> tuple[int, ...]:
         """Return the class indices of an image's raw labels, without ignored ones.
 
         Raises UnknownValueError for labels without a class, unless `data.unknown` is `ignore`.

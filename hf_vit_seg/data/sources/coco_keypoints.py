@@ -15,7 +15,7 @@ from hf_vit_seg.data.samples import Person, RawSample
 from hf_vit_seg.records import Count, shorten
 
 from .coco_files import CocoAnnotation, CocoFile, CocoImage, Id, Places, read_coco
-from .coco_shapes import MAX_EXTENT, check_extent, check_pixel_units, check_within
+from .coco_geometry import MAX_EXTENT, check_extent, check_pixel_units, check_within
 from .source import SourceError, SourceRecord
 
 ID_RANGE = range(-(2**63), 2**63)  # of int64
@@ -31,7 +31,7 @@ class CocoKeypointsSource(SourceRecord):
 
     Crowd regions, people with fewer labeled keypoints than `keypoints`, and people without a box inside the image are
     skipped, as in ViTPose (mmpose). Boxes are clipped to the image for the crops. Scores are computed from all
-    annotations of the category as they are in the file, as pycocotools does: with boxes that are not clipped, and
+    unmodified annotations of the category, as pycocotools does: with boxes that are not clipped, and
     crowds and people with fewer labeled keypoints than `keypoints` are ignored. If an annotation has no `area`, it is
     that of its box, not clipped.
 

@@ -17,7 +17,7 @@ from hf_vit_seg.data.samples import RawSample, RawSegments
 from hf_vit_seg.data.wording import format_list
 
 from .coco_files import CocoAnnotation, CocoFile, CocoImage, Id, Places, read_coco
-from .coco_shapes import check_pixel_units, encode_shape
+from .coco_geometry import check_pixel_units, encode_shape
 from .source import SourceError, SourceRecord
 
 INVISIBLE = "annotations that cover no pixel (outside the image, or fewer than three points)"

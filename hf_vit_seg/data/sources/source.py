@@ -22,7 +22,7 @@ Place = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
 def parse_location(value: Any) -> Any:
-    """Return an address as it is, or a local path with `~` expanded."""
+    """Expand `~` in a local path; addresses are returned unchanged."""
     return value if not isinstance(value, str) or is_address(value) else local_path(value)
 
 

@@ -190,7 +190,7 @@ def list_samples(path: str, extensions: Mapping[str, Sequence[str]]) -> dict[str
     found: dict[str, dict[str, Member]] = {}
     best: dict[tuple[str, str], int] = {}
     try:
-        for member in list_members(path, lambda name: extension_of(name) in labels):
+        for member in list_members(path, lambda name: member_extension(name) in labels):
             match = MEMBER.fullmatch(member.name)
             if match is None:
                 continue
@@ -208,7 +208,7 @@ def list_samples(path: str, extensions: Mapping[str, Sequence[str]]) -> dict[str
     return found
 
 
-def extension_of(name: str) -> str:
+def member_extension(name: str) -> str:
     """Return the lower-case extension of a member; empty for one that is skipped."""
     match = MEMBER.fullmatch(name)
     return match["extension"].lower() if match else ""

@@ -121,7 +121,7 @@ class TransformContext:
             tv_tensors.Mask: self.ignore_index,
         }
 
-    def size_of(self, sides: int | tuple[int, int] | None, location: str) -> tuple[int, int]:
+    def transform_size(self, sides: int | tuple[int, int] | None, location: str) -> tuple[int, int]:
         """Return a transform's `size` as (height, width); the model's input size if None."""
         if sides is not None:
             return as_height_width(sides)

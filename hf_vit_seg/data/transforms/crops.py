@@ -186,7 +186,7 @@ class RandomCrop(TransformOptions):
 
     def build(self, context: TransformContext) -> v2.Transform:
         """Build a `BalancedCrop`."""
-        size = context.size_of(self.size, "random_crop")
+        size = context.transform_size(self.size, "random_crop")
         fill = context.fill(self.fill)
         return BalancedCrop(size, fill, self.max_class_share, context.ignore_index, self.class_probability)
 
@@ -271,7 +271,7 @@ class RandomResizedCrop(TransformOptions):
 
     def build(self, context: TransformContext) -> v2.Transform:
         """Build an `ExactResizedCrop`."""
-        size = context.size_of(self.size, "random_resized_crop")
+        size = context.transform_size(self.size, "random_resized_crop")
         return ExactResizedCrop(self, size, context.resample)
 
 

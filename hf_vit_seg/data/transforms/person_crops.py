@@ -159,7 +159,7 @@ class PersonAffine(TransformOptions):
 
     def build(self, context: TransformContext) -> RandomPersonCrop:
         """Build a `RandomPersonCrop`. Raises HfVitSegError for `flip` without flip pairs."""
-        size = context.size_of(self.size, "person_affine")
+        size = context.transform_size(self.size, "person_affine")
         if self.flip and context.keypoint_flip_pairs is None:
             raise HfVitSegError(
                 "person_affine with flip requires the left and right keypoints, and no names differ by left and right: "
@@ -170,7 +170,7 @@ class PersonAffine(TransformOptions):
 
 def person_size(processor: BaseImageProcessor) -> tuple[int, int]:
     """Return the (height, width) of the crops that a pose model is evaluated on."""
-    return TransformContext.from_processor(processor, "pose").size_of(None, "a pose model")
+    return TransformContext.from_processor(processor, "pose").transform_size(None, "a pose model")
 
 
 def crop_person(image: torch.Tensor, person: Person, size: tuple[int, int]) -> tuple[torch.Tensor, PersonCrop]:

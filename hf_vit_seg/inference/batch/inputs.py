@@ -278,7 +278,7 @@ def open_dataset(given: str, column: str) -> Iterator[tuple[Source, Iterable[Ent
     source = Source("dataset", name, **settings)
     data = load_dataset(source)
     features = data.features or data._resolve_features().features  # formats without a schema are read at the start
-    chosen = image_column({key: kind_of(feature) for key, feature in features.items()}, column, given)
+    chosen = image_column({key: arrow_type(feature) for key, feature in features.items()}, column, given)
     folder = PurePosixPath(name.replace(os.sep, "/")).name or "dataset"
     files = parquet_files(source, data)
     if not files:
@@ -313,7 +313,7 @@ def parquet_files(source: Source, data: Any) -> list[str]:
     return list(map(str, files.get(source.split or "train", [])))
 
 
-def kind_of(feature: Any) -> Any:
+def arrow_type(feature: Any) -> Any:
     """Return the Arrow type of a feature."""
     from datasets.features.features import get_nested_type
 
@@ -344,7 +344,7 @@ def count_rows(data: Any) -> int:
     splits, name = data.info.splits or {}, str(data.split)
     if name in splits and splits[name].num_examples:
         return splits[name].num_examples
-    others = [key for key, feature in (data.features or {}).items() if not holds_files(kind_of(feature))]
+    others = [key for key, feature in (data.features or {}).items() if not holds_files(arrow_type(feature))]
     return sum(1 for _ in (data.select_columns(others[:1]) if others else data.decode(False)))
 
 

@@ -98,7 +98,7 @@ class Manifest:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of settings, sources and shards: results of a run with another one do not belong to it."""
-        return digest_of([asdict(self.settings), [asdict(source) for source in self.sources], self.bounds])
+        return json_digest([asdict(self.settings), [asdict(source) for source in self.sources], self.bounds])
 
     def rows(self, index: int) -> list[Row]:
         """Return the images of a shard."""
@@ -127,7 +127,7 @@ class Manifest:
         return f"{root}: {row.path}" if kind == "tar" else f"{root}: row {row.offset}"
 
 
-def digest_of(content: Any) -> str:
+def json_digest(content: Any) -> str:
     """Return the digest of a JSON value."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -177,12 +177,12 @@ class Listing:
 
     def add(self, source: Source, entries: Iterable[Entry], note: Callable[[int], Any]) -> None:
         """Add a source with its images in chunks; `note` is called with the number of images so far."""
-        number = self.number_of(source)
-        for chunk in chunks_of(self.new_entries(source, entries), CHUNK):
+        number = self.source_number(source)
+        for chunk in split_chunks(self.new_entries(source, entries), CHUNK):
             self.add_chunk(number, chunk)
             note(self.count)
 
-    def number_of(self, source: Source) -> int:
+    def source_number(self, source: Source) -> int:
         """Return the number of a source; single files of a folder share one."""
         if not self.sources or self.sources[-1] != source:
             self.sources.append(source)
@@ -250,7 +250,7 @@ class Origins(Sequence[str]):
         return self.texts[self.numbers[index]]
 
 
-def chunks_of(entries: Iterator[Entry], size: int) -> Iterator[list[Entry]]:
+def split_chunks(entries: Iterator[Entry], size: int) -> Iterator[list[Entry]]:
     """Divide entries into lists of a size."""
     chunk: list[Entry] = []
     for entry in entries:

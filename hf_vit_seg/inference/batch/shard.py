@@ -193,7 +193,7 @@ class Pipeline:
             if isinstance(found, Failure):
                 self.results[row.index] = found
             else:
-                for batch in window.add(self.size_of(found), (row, found)):
+                for batch in window.add(self.batch_key(found), (row, found)):
                     self.segment(batch)
             self.add_results(self.work.batch_size + self.work.writers)
         for batch in window.rest():
@@ -211,7 +211,7 @@ class Pipeline:
         self.output.finish() if status.complete else self.output.discard()
         return status
 
-    def size_of(self, found: Prepared) -> tuple[Any, ...]:
+    def batch_key(self, found: Prepared) -> tuple[Any, ...]:
         """Return the sizes that must be equal in a batch: those of the views and, with windows, of the image."""
         size = None if self.segmenter.protocol.window is None else found.image.size
         return size, view_sizes(found.image)

@@ -28,7 +28,7 @@ from hf_vit_seg.conversion.pretrained import pretrained_provenance
 from hf_vit_seg.data.sources.registry import SOURCES
 from hf_vit_seg.directory_lock import LOCK, RECIPE, RUN_FOLDERS
 from hf_vit_seg.errors import HfVitSegError, write_errors
-from hf_vit_seg.provenance import Provenance, provenance_of, write_card
+from hf_vit_seg.provenance import Provenance, find_provenance, write_card
 from hf_vit_seg.training.model.adapters import save_model
 from hf_vit_seg.training.model.building import silence_transformers
 from hf_vit_seg.training.recipe.files import recipe_text
@@ -140,7 +140,7 @@ def initial_provenance(start: str) -> Provenance:
     """Return the provenance of an initial model; without a license in its card, that of its format's source."""
     if is_address(start) or Path(start).is_file():
         return pretrained_provenance(start)
-    known = provenance_of(start)
+    known = find_provenance(start)
     if known.license is not None:
         return known
     return pretrained_provenance(start).model_copy(update={"base_model": known.base_model})

@@ -127,7 +127,7 @@ class Evaluation:
         return name, self.scores[name]
 
 
-def report_of(
+def build_report(
     found: Evaluation, recipe: Recipe, names: tuple[str, ...], split: str, step: int | None = None
 ) -> MetricsReport:
     """Convert an evaluation to a report."""

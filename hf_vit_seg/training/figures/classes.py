@@ -5,7 +5,7 @@ Shapes: K classes, M bins of confidence.
 
 import numpy as np
 
-from hf_vit_seg.training.reports.metrics_report import COLUMNS, MetricsReport, title_of
+from hf_vit_seg.training.reports.metrics_report import COLUMNS, MetricsReport, score_title
 
 from .style import (
     BLUE,
@@ -143,5 +143,5 @@ def scores_figure(report: MetricsReport) -> Figure | None:
     numbers = report.numbers()
     figure = new_figure(7.5, 0.3 * len(numbers) + 1.2, f"Keypoint similarity, {report.split} split")
     values = np.array(list(numbers.values()))
-    draw_bars(figure.subplots(), [title_of(name) for name in numbers], values, len(numbers), float("nan"))
+    draw_bars(figure.subplots(), [score_title(name) for name in numbers], values, len(numbers), float("nan"))
     return figure

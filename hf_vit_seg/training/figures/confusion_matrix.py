@@ -58,7 +58,7 @@ def confusion_figure(report: MetricsReport) -> Figure | None:
     sheet = sheet_for(names)
     width, height = sheet.edge + sheet.side + sheet.right, sheet.edge + sheet.side + sheet.top
     low, tall = sheet.edge / height, sheet.side / height
-    figure = new_figure(width, height, title_of(report, len(shown)), sheet.scale, free=True)
+    figure = new_figure(width, height, figure_title(report, len(shown)), sheet.scale, free=True)
     axes = figure.add_axes((sheet.edge / width, low, sheet.side / width, tall))
     draw_matrix(axes, shares[np.ix_(shown, shown)], names, sheet)
     if len(shown) <= MAX_NUMBERED_CLASSES:
@@ -75,7 +75,7 @@ def select_classes(matrix: np.ndarray) -> np.ndarray:
     return np.sort(np.argsort(-mistakes, kind="stable")[:MAX_CLASSES])
 
 
-def title_of(report: MetricsReport, shown: int) -> str:
+def figure_title(report: MetricsReport, shown: int) -> str:
     """Return the title in two lines."""
     classes = len(report.names)
     some = f"the {shown} of {classes} classes with most mistakes, " if shown < classes else ""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hf_vit_seg.training.recipe.metric_names import SMALLER_IS_BETTER
-from hf_vit_seg.training.reports.metrics_report import PER_CLASS, TITLES, title_of
+from hf_vit_seg.training.reports.metrics_report import PER_CLASS, TITLES, score_title
 from hf_vit_seg.training.reports.run_log import Line
 
 from .style import (
@@ -163,7 +163,7 @@ def metric_figure(lines: Sequence[Line], metric: str | None = None) -> Figure | 
     if not names:
         return None
     figure = new_figure(8, 4.2)
-    axes = style_axes(figure.subplots(), title_of(names[0]), x="step")
+    axes = style_axes(figure.subplots(), score_title(names[0]), x="step")
     colors = [BLUE, ORANGE, GREEN, RED, FAINT, INK]
     for i, name in reversed(list(enumerate(names))):
         weight, opacity = (2.2, 1.0) if i == 0 else (1.1, 0.7)
@@ -200,7 +200,7 @@ def label_ends(
     for value, name, color in sorted(ends):
         position = max(value, position + gap)
         axes.annotate(
-            escape_text(f"{title_of(name)} {value:.3f}"),
+            escape_text(f"{score_title(name)} {value:.3f}"),
             (right, position),
             xytext=(8, 0),
             textcoords="offset points",

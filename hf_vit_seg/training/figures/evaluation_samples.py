@@ -56,7 +56,7 @@ def write_sample_images(context: EvaluationContext, dataset: RawDataset, folder:
 
 
 def write_images(dataset: RawDataset, chosen: Sequence[int], folder: Path) -> None:
-    """Write the RGB images of samples as they are, for the demo of the trained model; none for other images."""
+    """Write the unprocessed RGB images of samples for the demo of the trained model; none for other images."""
     samples = [dataset.read(index) for index in chosen]
     images = {sample.name: to_rgb_image(sample.image) for sample in samples if is_rgb(sample.image)}
     if images:

@@ -19,7 +19,7 @@ from hf_vit_seg.training.reports.metrics_report import (
     decimal,
     describe_never_predicted,
     read_report,
-    title_of,
+    score_title,
 )
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -86,11 +86,11 @@ def score_rows(reports: Sequence[MetricsReport]) -> list[list[str]]:
     """Return a row for each metric: its title and its value in each report, empty where a report does not have it."""
     numbers = [report.numbers() for report in reports]
     names = dict.fromkeys(name for each in numbers for name in each)
-    return [[title_of(name), *(decimal(each[name]) if name in each else "" for each in numbers)] for name in names]
+    return [[score_title(name), *(decimal(each[name]) if name in each else "" for each in numbers)] for name in names]
 
 
 def embed(path: Path) -> Embedded:
-    """Embed an image file as a data URL: plots as they are, larger images as JPEG."""
+    """Embed an image file as a data URL; images larger than plots are compressed as JPEG."""
     caption = path.stem.replace("_", " ").replace("iou", "IoU")
     if path.parent.name == PLOTS:
         if not path.stem.startswith(BATCHES):

@@ -9,7 +9,7 @@ from hf_vit_seg.loading.models import load_model
 from hf_vit_seg.provenance import CARD, Provenance
 from hf_vit_seg.training.checkpoints.main_process import on_main_process
 from hf_vit_seg.training.checkpoints.run_directory import RECIPE, RunDirectory, write_model_directory
-from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, report_of
+from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, build_report
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import (
     have_sample_images,
@@ -56,7 +56,7 @@ def complete_best_model(
     found = evaluate(context, validation) if METRICS in missing or not has_samples else None
     report = None
     if found is not None and METRICS in missing:
-        report = replace(report_of(found, recipe, parts.data.names, "validation", best_step), details=details)
+        report = replace(build_report(found, recipe, parts.data.names, "validation", best_step), details=details)
 
     def write() -> None:
         if recipe.model.lora is None or recipe.model.lora.merge:

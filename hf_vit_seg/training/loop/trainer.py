@@ -34,7 +34,7 @@ from hf_vit_seg.training.checkpoints.state import (
     write_manifest,
 )
 from hf_vit_seg.training.evaluate_saved import write_evaluation
-from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, preserve_random_state, report_of
+from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, build_report, preserve_random_state
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import write_extreme_samples, write_sample_images
 from hf_vit_seg.training.optimization.gathered_weights import SHARDING, gathered_model, share_buffers
@@ -156,7 +156,7 @@ class Run:
             name, value = found.metric(self.recipe)
             self.best_tracker = self.best_tracker.after(name, value, self.step, self.recipe.loop.early_stop)
             best = self.best_tracker.best_step == self.step
-            report = report_of(found, self.recipe, self.parts.data.names, "validation", self.step)
+            report = build_report(found, self.recipe, self.parts.data.names, "validation", self.step)
             self.report = replace(report, details={**report.details, **run_details(self.manifest(), self.parts)})
             self.log.evaluation(self.step, found.scores)
 

@@ -80,18 +80,18 @@ class HeadObjective:
 
     def units(self, batch: Batch) -> torch.Tensor:
         """Return the units of each term (T,), such as objects."""
-        return self.model.loss_units(**labels_of(batch))
+        return self.model.loss_units(**batch_labels(batch))
 
     def totals(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return each term's sum (T,)."""
-        return model(pixel_values=batch["pixel_values"], **labels_of(batch), loss_reduction="sum").loss
+        return model(pixel_values=batch["pixel_values"], **batch_labels(batch), loss_reduction="sum").loss
 
     def combine(self, totals: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
         """Return the sum of the terms' means."""
         return (totals / units.where(units > 0, 1)).sum()
 
 
-def labels_of(batch: Batch) -> Batch:
+def batch_labels(batch: Batch) -> Batch:
     """Return the labels of a batch by name."""
     return {name: value for name, value in batch.items() if name != "pixel_values"}
 

@@ -6,11 +6,11 @@ from html import escape
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Format a table; the cells of all columns but the first are aligned to the right."""
-    parts = [row_of("th", header), *(row_of("td", row) for row in rows)]
+    parts = [table_row("th", header), *(table_row("td", row) for row in rows)]
     return f"<table>{''.join(parts)}</table>"
 
 
-def row_of(tag: str, cells: Sequence[str]) -> str:
+def table_row(tag: str, cells: Sequence[str]) -> str:
     """Return a <tr> with escaped cells, the first aligned left; `tag` is th or td."""
     sides = ["left", *["right"] * (len(cells) - 1)]
     shown = (

@@ -170,7 +170,7 @@ class MetricsReport:
     def _repr_html_(self) -> str:
         header, rows = class_cells(self)
         classes = table(header, rows) if rows else ""
-        scores = table(["score", ""], [[title_of(name), decimal(value)] for name, value in self.numbers().items()])
+        scores = table(["score", ""], [[score_title(name), decimal(value)] for name, value in self.numbers().items()])
         return classes + scores + paragraph(about(self))
 
 
@@ -314,11 +314,11 @@ def report_view(report: MetricsReport) -> RenderableType:
     summary.add_column(justify="right")
     for name, value in report.numbers().items():
         chief = "bold" if name == report.metric else ""
-        summary.add_row(Text(title_of(name), style=chief), Text(decimal(value), style=chief))
+        summary.add_row(Text(score_title(name), style=chief), Text(decimal(value), style=chief))
     return Group(*parts, summary, Text(about(report)))
 
 
-def title_of(name: str) -> str:
+def score_title(name: str) -> str:
     """Return the title of a score in tables; by default its name with spaces."""
     return TITLES.get(name, name.replace("_", " "))
 

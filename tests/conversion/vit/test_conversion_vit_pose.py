@@ -16,12 +16,12 @@ FILES = {"classic": "vitpose-tiny.pth", "simple": "vitpose-tiny-simple.pth"}
 THREE_HEADS: dict[str, Any] = {"num_attention_heads": 3}  # of the oracles: their width of 48 suggests one
 
 
-def file_of(head: str) -> Path:
+def source_file(head: str) -> Path:
     return ORACLES / f"vitpose_{head}" / FILES[head]
 
 
 def state_of(head: str) -> dict[str, Tensor]:
-    return torch.load(file_of(head), weights_only=True)["state_dict"]
+    return torch.load(source_file(head), weights_only=True)["state_dict"]
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def difference(folder: Path, head: str) -> float:
 
 @pytest.mark.parametrize("head", FILES)
 def test_parity_and_round_trip(tmp_path: Path, head: str) -> None:
-    report = convert(file_of(head), tmp_path / "out", settings=THREE_HEADS)
+    report = convert(source_file(head), tmp_path / "out", settings=THREE_HEADS)
     assert report.source.startswith("vit/vitpose")
     assert "coco-keypoints, assumed" in report.labels
     assert difference(tmp_path / "out", head) < TOLERANCE
@@ -44,7 +44,7 @@ def test_parity_and_round_trip(tmp_path: Path, head: str) -> None:
 
 
 def test_config_fields(tmp_path: Path) -> None:
-    convert(file_of("classic"), tmp_path / "out", settings=THREE_HEADS)
+    convert(source_file("classic"), tmp_path / "out", settings=THREE_HEADS)
     config = load_converted(AutoModelForPoseEstimation, tmp_path / "out").config
     assert (list(config.image_size), config.patch_padding, config.pose_head_hidden_size) == ([96, 64], 2, 32)
     assert (config.use_cls_token, config.position_embeddings_cover_prefix) == (False, True)

@@ -41,7 +41,7 @@ def test_mappings_equal_a_list(classes):
 def test_ids_without_gaps_are_matched_to_the_source_by_name():
     found = table({"0": "back", "1": "cell"})
     assert found == table(["back", "cell"])
-    assert found.match_source(("cell", "back")).class_of(0) == 1
+    assert found.match_source(("cell", "back")).class_index(0) == 1
 
 
 def test_ids_with_gaps_are_raw_values():

@@ -165,7 +165,7 @@ def test_color_out_of_range_raises():
 
 def test_source_classes_are_matched_by_name():
     made = table(["dog", "cat"])
-    assert [made.match_source(["cat", "dog"]).class_of(raw) for raw in (0, 1)] == [1, 0]
+    assert [made.match_source(["cat", "dog"]).class_index(raw) for raw in (0, 1)] == [1, 0]
     assert made.match_source(["cat", "dog"]).apply(numbers(0, 1, IGNORED_VALUE)).tolist() == [[1, 0, 255]]
     assert made.match_source(None) is made
     with pytest.raises(ClassTableError, match=r"class 'cow', which is not in data\.classes \(dog, cat\)"):
@@ -186,10 +186,10 @@ def test_class_names_default_to_the_source():
 
 def test_unknown_image_labels_raise():
     made = table(["a", {"name": "b", "values": [5]}])
-    assert (made.class_of(0), made.class_of(5)) == (0, 1)
+    assert (made.class_index(0), made.class_index(5)) == (0, 1)
     for raw in (1, 255, -1):
         with pytest.raises(UnknownValueError, match=f"label {raw} belongs to no class: classes have 0, 5"):
-            made.class_of(raw)
+            made.class_index(raw)
 
 
 def test_class_table_can_be_pickled():

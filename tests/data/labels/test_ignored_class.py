@@ -16,7 +16,7 @@ SIDE = 10
 
 
 def open_recipe(folder: Path, value: int, count: int, *overrides: str) -> Recipe:
-    """Two samples, each with `count` pixels of a value beside 0."""
+    """Two samples, each with `count` pixels of a value other than 0."""
     for name in ("images", "masks"):
         (folder / name).mkdir()
     for number in range(2):
@@ -33,7 +33,7 @@ def mentions_value(messages: list[str], value: int) -> int:
     return sum(f"values: [{value}]" in message and "cell" in message for message in messages)
 
 
-def report_of(*arguments) -> CheckReport:
+def build_report(*arguments) -> CheckReport:
     return check(open_recipe(*arguments))
 
 
@@ -47,23 +47,23 @@ def test_black_and_white_masks_of_two_classes_are_rejected(tmp_path, count):
 
 
 def test_advised_classes_are_accepted(tmp_path):
-    report = report_of(tmp_path, 255, 30, "data.classes=[back, {name: cell, values: [255]}]")
+    report = build_report(tmp_path, 255, 30, "data.classes=[back, {name: cell, values: [255]}]")
     assert report.problems == [] and mentions_value(report.warnings, 255) == 0
     assert report.class_counts() == [140, 60]
 
 
 def test_frequent_ignored_value_with_an_absent_class_warns(tmp_path):
-    report = report_of(tmp_path, 7, 30, "data.ignore=[7]")
+    report = build_report(tmp_path, 7, 30, "data.ignore=[7]")
     assert report.problems == [] and mentions_value(report.warnings, 7) == 1
 
 
 def test_frequent_ignored_value_with_more_classes_is_a_warning(tmp_path):
-    report = report_of(tmp_path, 255, 30, "data.classes=[back, cell, wall]")
+    report = build_report(tmp_path, 255, 30, "data.classes=[back, cell, wall]")
     assert report.problems == [] and mentions_value(report.warnings, 255) == 1
 
 
 def test_rare_ignored_value_does_not_warn(tmp_path):
-    report = report_of(tmp_path, 7, 0, "data.ignore=[7]")
+    report = build_report(tmp_path, 7, 0, "data.ignore=[7]")
     assert mentions_value(report.warnings, 7) == 0
 
 

@@ -9,7 +9,7 @@ STEMS = ["2007_000032", "2007_000039", "a b", "x/1.2", "only_image"]
 
 
 def open_voc(folder, text: str, **settings):
-    """Images without masks beside the pairs, as in Pascal VOC."""
+    """Pairs and images without masks, as in Pascal VOC."""
     for stem in STEMS:
         for part, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
             if stem != "only_image" or suffix == "jpg":

@@ -169,7 +169,7 @@ def test_pooling_without_padding_keeps_the_grid(size):
         num_attention_heads=2,
     )
     patches = randomize_weights(PatchEmbeddings(config))(torch.randn(1, 3, *size))
-    assert tuple(patches.shape[-2:]) == config.grid_of(*size)
+    assert tuple(patches.shape[-2:]) == config.token_grid(*size)
 
 
 def test_pooling_without_padding_requires_two_stages():

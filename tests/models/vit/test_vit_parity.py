@@ -94,7 +94,7 @@ def compare(reference, config: VisionTransformerConfig, size: tuple[int, int]) -
     model.load_state_dict(from_timm(reference.state_dict()), strict=True)
     pixel_values = torch.randn(2, 3, *size, dtype=torch.float64)
     # timm resizes positions in float32 for any dtype.
-    tolerance = 1e-10 if config.grid_of(*size) == config.grid_size else 1e-6
+    tolerance = 1e-10 if config.token_grid(*size) == config.grid_size else 1e-6
     with torch.no_grad():
         expected = reference(pixel_values)
         for _ in range(2):  # the second call uses the cache of the first

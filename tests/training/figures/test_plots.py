@@ -31,7 +31,7 @@ DRAWN = {
 }
 
 
-def report_of(task="segmentation", classes=3, seed=0):
+def build_report(task="segmentation", classes=3, seed=0):
     random = np.random.default_rng(seed)
     if task == "pose":
         return MetricsReport(task=task, scores=SCORES[task])
@@ -61,7 +61,7 @@ def write_log(folder, task="segmentation", steps=60):
 def test_each_task_has_its_plots(tmp_path, task):
     write_log(tmp_path, task)
     (tmp_path / "best").mkdir()
-    write_report(report_of(task), tmp_path / "best" / FILE)
+    write_report(build_report(task), tmp_path / "best" / FILE)
     paths = draw_plots(tmp_path)
     assert {path.stem for path in paths} == DRAWN[task]
     assert sorted(paths) == sorted((tmp_path / "plots").iterdir())
@@ -80,7 +80,7 @@ def test_new_run_has_partial_plots(tmp_path):
 
 
 def test_bars_are_sorted_by_score():
-    report = report_of(classes=5)
+    report = build_report(classes=5)
     (axes,) = class_figure(report).axes
     widths = [bar.get_width() for bar in axes.patches[5:]]
     iou = report.scores["per_category_iou"]
@@ -93,7 +93,7 @@ def test_bars_are_sorted_by_score():
 
 @pytest.mark.parametrize(("classes", "towers"), [(1, 1), (50, 1), (51, 2), (150, 3), (400, 3)])
 def test_many_classes_use_several_columns(classes, towers):
-    figure = class_figure(report_of(classes=classes))
+    figure = class_figure(build_report(classes=classes))
     assert len(figure.axes) == towers
     assert sum(len(axes.get_yticklabels()) for axes in figure.axes) == min(classes, 150)
 
@@ -140,7 +140,7 @@ def test_many_classes_show_only_those_with_errors():
 
 
 def test_reliability_diagram_shows_calibration_error():
-    report = report_of("classification")
+    report = build_report("classification")
     above, below = reliability_figure(report).axes
     assert above.get_legend().get_title().get_text() == "calibration error 0.1600"  # 0.4 * 0.25 + 0.6 * 0.1
     assert [bar.get_height() for bar in below.patches] == [0, 4, 6]

@@ -33,7 +33,7 @@ from hf_vit_seg.training.reports.run_log import RunLog, flatten
 TABLE = ClassTable(("sky", "road", "a < b"), ((0, 0), (1, 1), (2, 2)), palette=((255, 0, 0), (0, 255, 0), (0, 0, 255)))
 
 
-def report_of(confusion):
+def build_report(confusion):
     iou = np.full(len(confusion), 0.5)
     return MetricsReport(
         task="segmentation",
@@ -145,7 +145,7 @@ def test_mappings_are_flat_for_trackers():
 
 
 def test_precision_and_recall():
-    report = report_of([[8, 2, 0], [0, 5, 0], [4, 0, 0]])
+    report = build_report([[8, 2, 0], [0, 5, 0], [4, 0, 0]])
     precision, recall = report.precision_and_recall()
     np.testing.assert_allclose(precision, [8 / 12, 5 / 7, np.nan])
     np.testing.assert_allclose(recall, [0.8, 1, 0])
@@ -154,17 +154,17 @@ def test_precision_and_recall():
 
 
 def test_classes_that_are_never_predicted_are_named():
-    assert describe_never_predicted(report_of([[8, 2], [0, 5]])) is None
-    report = report_of([[8, 2, 0, 0], [0, 5, 0, 0], [5, 0, 0, 0], [0, 0, 0, 0]])  # class 3 has no labels
+    assert describe_never_predicted(build_report([[8, 2], [0, 5]])) is None
+    report = build_report([[8, 2, 0, 0], [0, 5, 0, 0], [5, 0, 0, 0], [0, 0, 0, 0]])  # class 3 has no labels
     assert report.never_predicted() == [2]
     sentence = describe_never_predicted(report) or ""
     assert "on the validation split" in sentence and "class 2 (25.00% of the labels)" in sentence
 
 
 def test_classes_without_labels_are_named():
-    assert describe_unlabeled(report_of([[8, 2], [0, 5]])) is None
+    assert describe_unlabeled(build_report([[8, 2], [0, 5]])) is None
     assert "1 of 3 classes have no labels in the validation split: class 1." in (
-        describe_unlabeled(report_of([[8, 2, 0], [0, 0, 0], [0, 0, 4]])) or ""
+        describe_unlabeled(build_report([[8, 2, 0], [0, 0, 0], [0, 0, 4]])) or ""
     )
 
 
@@ -176,7 +176,7 @@ def test_report_is_one_file(tmp_path):
     (tmp_path / "recipe.yaml").write_text("name: <script>alert(1)</script>\n")
     facts = {"samples": {"a": {"shape": [3, 5, 7], "dtype": "uint8", "fault": None}, "b": {"fault": "broken"}}}
     (tmp_path / "data_facts.json").write_text(json.dumps(facts))
-    text = write_html_report(tmp_path, report_of([[8, 2], [0, 5]])).read_text()
+    text = write_html_report(tmp_path, build_report([[8, 2], [0, 5]])).read_text()
     assert text.count("<img") == text.count('src="data:image/') == 2
     assert "<script>" not in text and "&lt;script&gt;" in text
     assert "http" not in text  # nothing is loaded
@@ -190,7 +190,7 @@ def test_report_has_the_test_split(tmp_path):
         for name in ("plots/per_class_iou", "samples/a"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40, 30), (10, 20, 30)).save((folder / name).with_suffix(".png"))
-    validation = report_of([[8, 2], [0, 5]])
+    validation = build_report([[8, 2], [0, 5]])
     test = replace(validation, split="test", scores={**validation.scores, "mean_iou": 0.75})
     before = write_html_report(tmp_path, validation).read_text()
     assert f"<p>{about(test)}</p>" not in before

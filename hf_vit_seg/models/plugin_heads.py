@@ -5,6 +5,6 @@ Code that is saved with a model has no entry points: there, `bundled_code` write
 
 from torch import nn
 
-REGISTERED_HEADS: dict[str, type[nn.Module]] = {}
+PLUGIN_HEADS: dict[str, type[nn.Module]] = {}
 
-__all__ = ["REGISTERED_HEADS"]
+__all__ = ["PLUGIN_HEADS"]
