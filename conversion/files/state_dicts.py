@@ -1,4 +1,4 @@
-"""Find the model's tensors in what a training framework saved: entries, prefixes, averages, and other things."""
+"""Find the model's tensors in a checkpoint of a training framework: entries, prefixes, averages, and other objects."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -35,7 +35,7 @@ from .accelerator import on_gpu
 from .reading import TimeLimitError
 from .uploads import report_failures
 
-# Of the images in examples/nuclei, those that are installed with the package.
+# The images of examples/nuclei that are installed with the package.
 EXAMPLES = ("709e094e39629a9c", "43cf6b2ec0b0745a", "0c2550a23b8a0f29", "c1afe66cd139f996", "3477024fd843e460")
 MAX_RUN_EXAMPLES = 3  # example images of a run
 KEPT = 3  # models that stay in memory
@@ -132,7 +132,7 @@ class Catalogue:
             raise ModelError("; ".join(self.failures) or "no model is given")
 
     def load_all(self) -> None:
-        """Load every model, and go on without those that cannot be."""
+        """Load all models, and remove those that cannot be loaded."""
         for title in list(self.entries):
             try:
                 self.load(title)
@@ -142,7 +142,7 @@ class Catalogue:
 
     def load(self, title: str) -> Any:
         """Return a model that is ready to be called. Raises ModelError if it cannot be loaded."""
-        if self.keep_all:  # loaded at the start; the processes of ZeroGPU have no use for a lock of this one
+        if self.keep_all:  # loaded at the start; a lock has no effect in ZeroGPU's processes
             return self.cached_model(title)
         with self.loading:
             return self.cached_model(title)

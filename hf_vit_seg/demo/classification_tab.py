@@ -1,4 +1,4 @@
-"""The tab that says what an image shows, for classification models."""
+"""The tab for classification models."""
 
 from pathlib import Path
 

@@ -31,7 +31,7 @@ UNUSED = re.compile(
     r"|run-history|monitoring|(file=|file/)\s*[a-z][a-z0-9+.-]+:)",
     re.IGNORECASE,
 )
-# What gradio's reader of forms raises for parts without a file name, a field name, or a boundary.
+# Exceptions of gradio's form parser for parts without a file name, a field name, or a boundary.
 FORM_ERRORS = (AssertionError, AttributeError, KeyError, TypeError)
 NO_FORM = "an upload is a multipart form whose parts are called files and have a filename each"
 UPLOAD = re.compile(r"/gradio_api/upload/?")

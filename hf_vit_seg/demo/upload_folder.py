@@ -1,7 +1,7 @@
 """The folder of a demo server's uploads and results: private, limited in size, emptied by age.
 
-gradio deletes a file when its upload was complete and `delete_cache` has come to it. What an interrupted upload leaves,
-and what a server that was killed leaves, is deleted here, by age.
+gradio deletes a file when its upload is complete and `delete_cache` reaches it. Files of interrupted uploads and of
+killed servers are deleted here, by age.
 """
 
 import os

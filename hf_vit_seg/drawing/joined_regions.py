@@ -161,7 +161,7 @@ def close_border(
 def link_chains(above: list[Side], below: list[Side], spans: list[tuple[int, int]], y: int) -> list[Chain]:
     """Link the chains that meet at a border, and join their regions; returns the chains between two spans of a side."""
     pieces = list[Chain]()
-    # From the start of a span, an outline goes on above, and from its stop below.
+    # At the start of a span, an outline continues above, and at its end below.
     above_end, above_begin = cut_sides(above, spans, y, pieces, leftward=True)
     below_end, below_begin = cut_sides(below, spans, y, pieces, leftward=False)
     for start, stop in spans:

@@ -35,9 +35,9 @@ class SemanticSegmentationPipeline(Pipeline):
 
     Called with an image (a path, URL, base64 text, PIL, array or tensor) or a list of them; `protocol` (a preset's
     name, or `Protocol`'s fields), `scores`, `entropy` and `top_k` may be given to `pipeline` or to the call. The result
-    of an image is a dict: `label_map` (H, W), `scores`, `entropy`, `top_classes` and `top_scores` where they were asked
-    for (see `Segmentation`), `classes` (those that occur, the most frequent first: `id`, `label`, `color`, `pixels`,
-    `share`), and `protocol`, which tells how the image was shown to the model.
+    of an image is a dict: `label_map` (H, W), `scores`, `entropy`, `top_classes` and `top_scores` if requested (see
+    `Segmentation`), `classes` (those that occur, the most frequent first: `id`, `label`, `color`, `pixels`, `share`),
+    and `protocol`, a description of the inference settings.
     """
 
     _load_processor = False

@@ -8,7 +8,7 @@ from huggingface_hub.errors import HTTPError, StrictDataclassError
 from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.errors import HfVitSegError
 
-# What from_pretrained of configs, image processors and models raises for files that are missing, invalid, or on a Hub
+# Exceptions of from_pretrained for files of configs, image processors and models that are missing, invalid, or on a Hub
 # that does not answer.
 INVALID_FILES = (OSError, ValueError, KeyError, StrictDataclassError, HTTPError)
 

@@ -94,7 +94,7 @@ def is_index_list(value: Any) -> bool:
     return isinstance(value, list) and all(type(index) is int and index >= 0 for index in value)
 
 
-# What a setting must be, and its description.
+# The check of each setting, and the description of valid values.
 FLAG = (is_flag, "true or false")
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "do_resize": FLAG,

@@ -107,8 +107,7 @@ def check_classes(model: Any, dataset: RawDataset, name: str) -> None:
 
 
 def are_same_classes(labels: list[str], expected: list[str]) -> bool:
-    """Return whether at most a tenth of the names differ, and none of the differing names is another class of the other
-    list.
+    """Return whether at most a tenth of the names differ, and none of these is a name of another class.
 
     Published models have class names that differ slightly from the data set's ("screen" for "screen door").
     """

@@ -73,7 +73,7 @@ def test_round_trip(name):
 
 
 @pytest.mark.parametrize("name", ["SegformerForSemanticSegmentation", "ViTForImageClassification"])
-def test_an_earlier_optimizer_trains_the_converted_model(name):
+def test_earlier_optimizer_trains_the_converted_model(name):
     reference = build(name).train()
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
     model = from_transformers(reference)

@@ -356,7 +356,7 @@ def test_announced_uploads_do_not_fill_the_folder(server, monkeypatch):
             visitor.close()
 
 
-def test_a_slow_body_has_a_time_limit(server, monkeypatch):
+def test_slow_body_has_a_time_limit(server, monkeypatch):
     monkeypatch.setattr(request_limits, "SECONDS_RECEIVING", 0.2)
     port = int(server.address.rpartition(":")[2])
     for path in ("upload", "call/segment"):
@@ -401,7 +401,7 @@ def test_batch_leaves_no_empty_files(server, place):
 
 
 @pytest.mark.parametrize("kind", ["file", "broken link"])
-def test_a_file_in_place_of_the_upload_folder_is_passed_by(tmp_path, monkeypatch, kind):
+def test_file_in_place_of_the_upload_folder_is_not_used(tmp_path, monkeypatch, kind):
     place = tmp_path / upload_folder.FOLDER
     place.touch() if kind == "file" else place.symlink_to(tmp_path / "missing")
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))

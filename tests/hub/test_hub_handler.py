@@ -244,7 +244,7 @@ def test_only_the_handler_trusts_remote_code():
     assert trusting == {"hf_vit_seg/hub/handler.py"}
 
 
-def test_push_writes_the_handler_unless_told_not_to(hub, tmp_path):
+def test_push_writes_the_handler_unless_disabled(hub, tmp_path):
     model = save_tiny_model(tmp_path / "model")
     push(model, Target("me/served"))
     assert "handler.py" in contents(hub, "me/served")
@@ -270,7 +270,7 @@ def test_other_tasks_have_no_handler(tmp_path, auto):
 @pytest.mark.parametrize(
     ("name", "auto"), [("segformer", "AutoModelForSemanticSegmentation"), ("vit", UNIVERSAL), ("vit", CLASSIFICATION)]
 )
-def test_the_toolkit_serves_without_the_package(tmp_path, name, auto):
+def test_toolkit_serves_without_the_package(tmp_path, name, auto):
     folder = write_repository(save_tiny_model(tmp_path / "model", auto=auto, name=name), tmp_path / "repository")
     (tmp_path / "packages").mkdir()
     packages = bare_packages(tmp_path / "packages")

@@ -111,7 +111,7 @@ def test_each_object_has_distances_up_to_one():
     assert (distances[numbers == 0] == 0).all()
 
 
-def test_an_object_that_fills_the_image_has_no_edge():
+def test_object_that_fills_the_image_has_no_edge():
     assert torch.equal(relative_distances(torch.ones(1, *SIZE, dtype=torch.int64)), torch.ones(1, *SIZE))
 
 
@@ -146,11 +146,11 @@ def test_regions_that_do_not_touch_are_never_merged():
     assert watershed(values, values > 0, prominence=10.0).tolist() == [[1, 1, 0, 2, 2]]
 
 
-def test_a_map_without_objects_stays_empty():
+def test_map_without_objects_stays_empty():
     assert watershed(torch.rand(SIZE), torch.zeros(SIZE, dtype=torch.bool)).max() == 0
 
 
-def test_a_perfect_output_gives_the_objects_with_their_classes():
+def test_perfect_output_gives_the_objects_with_their_classes():
     numbers = draw_disks([(10, 10, 8), (10, 24, 6), (35, 40, 10)])
     classes = torch.tensor([1, 0, 1])
     found, labels, scores = perfect_output(numbers, classes, 2).segments(0, SIZE)
@@ -238,7 +238,7 @@ def test_plain_encoder_is_rejected():
 
 
 @pytest.mark.slow
-def test_a_short_training_separates_touching_disks():
+def test_short_training_separates_touching_disks():
     torch.manual_seed(0)
     numbers = [draw_disks([(12, 12, 8), (12, 26, 7), (34, 40, 10)]), draw_disks([(24, 20, 9), (24, 37, 9)])]
     images = torch.stack([(each > 0).float().expand(3, -1, -1) for each in numbers])

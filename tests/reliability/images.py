@@ -238,7 +238,7 @@ def read_video(path: Path) -> None:
 
 
 def left_behind(folder: Path) -> str | None:
-    """Check that nothing but complete results was written; removes the folder of the case."""
+    """Check that only complete results were written; removes the folder of the case."""
     out = folder / "out"
     names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     shutil.rmtree(folder, ignore_errors=True)

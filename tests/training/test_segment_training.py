@@ -209,7 +209,7 @@ def test_windows_of_segments_are_rejected(runs):
         evaluate(EvaluationContext(model, processor, settled, Accelerator(cpu=True)), open_split(settled, "validation"))
 
 
-def test_a_run_with_a_distance_head_is_saved_and_finds_objects(distance_run):
+def test_run_with_a_distance_head_is_saved_and_finds_objects(distance_run):
     best = str(distance_run / "best")
     model, processor = load_for_inference(best, "instance")
     assert type(model.decode_head).__name__ == "DistanceHead"

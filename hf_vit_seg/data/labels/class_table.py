@@ -36,8 +36,8 @@ class ClassTable:
     """Class names, and the class index of each raw value.
 
     `targets` are pairs of a raw value and its class, or `ignore_index`. `by_position` is true if no class defines
-    `values`; then a source with class names is matched by name (see `match_source`). `things` (K,) tells things from
-    stuff; empty if all classes are things.
+    `values`; then a source with class names is matched by name (see `match_source`). `things` (K,) is
+    true for things and false for stuff; empty if all classes are things.
     """
 
     names: tuple[str, ...]

@@ -189,7 +189,7 @@ def check_unique(lists: CocoLists, path: Path) -> None:
 
 
 def format_repeated(names: Sequence[tuple[Id, str]]) -> str:
-    """Format the keys that occur more than once, each with the names that it stands for; empty if there are none."""
+    """Format the keys that occur more than once, each with its names; empty if there are none."""
     counts = Counter(key for key, _ in names)
     if len(counts) == len(names):
         return ""

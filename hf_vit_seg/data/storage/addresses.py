@@ -155,7 +155,7 @@ def check_size(size: int, name: str) -> None:
 
 
 def read_remote(name: str, read: Callable[[], Value], attempts: int = ATTEMPTS) -> Value:
-    """Read over a network, with a few attempts. Raises ImageFileError for what is not there, or ConnectionLost."""
+    """Read over a network, with a few attempts. Raises ImageFileError for missing files, or ConnectionLost."""
     try:
         return read()
     except PERMANENT as error:

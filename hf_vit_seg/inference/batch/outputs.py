@@ -134,7 +134,7 @@ def last_suffix(reports: bool) -> str:
 
 
 def remove_results(storage: Storage, settings: RunSettings, targets: Sequence[str]) -> None:
-    """Remove what tells that images of an earlier run are done: their last files, or the tar and Parquet files."""
+    """Remove the files that mark images of an earlier run as done: their last files, or tar and Parquet files."""
     if settings.format == "folder":
         for target in targets:
             storage.remove(target + last_suffix(settings.reports))

@@ -158,7 +158,7 @@ class ProcessGroup:
             self.note(content)
         if self.upcoming:
             self.working_on[connection] = self.upcoming.popleft()
-            with suppress(OSError):  # it was killed, which the next `wait` tells
+            with suppress(OSError):  # it was killed; the next `wait` reports it
                 connection.send(self.working_on[connection])
         else:
             self.forget(connection)
@@ -205,7 +205,7 @@ def serve(connection: Connection, work: Work) -> None:
                         connection.send(("progress", (index, done)))
 
                     connection.send(("done", work.segment(segment, index, note)))
-        except DecoderError:  # this process is replaced, as if it had been killed itself
+        except DecoderError:  # end this process; it is replaced like one that was killed
             return
         except HfVitSegError as error:
             connection.send(("refused", error_sentence(error)))

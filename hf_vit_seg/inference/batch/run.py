@@ -214,7 +214,7 @@ def check_format(run: BatchRun, storage: Storage) -> None:
 
 @contextmanager
 def first_process(run: BatchRun) -> Iterator[None]:
-    """Of the processes that accelerate has started, the first one enters before the others."""
+    """Let the main process of `accelerate launch` enter first; without it, enter at once."""
     if not is_launched() or run.world == 1:
         yield
         return

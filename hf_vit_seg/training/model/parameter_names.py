@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-# What data parallelism, torch.compile and adapters add to parameter names.
+# Prefixes and infixes that data parallelism, torch.compile and adapters add to parameter names.
 WRAPPERS = re.compile(
     r"^(?:(?:module|_orig_mod|base_model\.model)\.)+|\.(?:base_layer|original_module|modules_to_save\.\w+)(?=\.)"
 )

@@ -159,7 +159,7 @@ def test_shortened_tar_raises(tmp_path):
         source.read(0)
 
 
-def test_equal_file_names_are_told_apart(tmp_path):
+def test_equal_file_names_are_distinguished(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write_tar(tmp_path / name / "0.tar", {"0.png": photo(0), "0.seg.png": mask(0)})

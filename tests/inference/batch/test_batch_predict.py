@@ -328,7 +328,7 @@ def test_processes_of_a_launcher_share_the_cores():
     assert shared[0] == 1 and shared[2].threads == 1
 
 
-def test_summary_tells_what_is_left():
+def test_summary_reports_remaining_images():
     run = BatchRun(PredictOptions(model="model"), ("photos",), "out")
     lines = summary_lines(run, RunSummary(10, 6, (), 6, 2.0, 1.5), 1.0)
     assert "6.00 images/s" in lines[0] and "75%" in lines[0] and lines[1].startswith("4 images")
@@ -396,7 +396,7 @@ def test_killed_processes_are_replaced_or_resumed(model, tmp_path):
     options = (photos, "-o", out, "--workers", 2, "--shards", 12)
     moments = random.Random(0)
     process = run_process(model, *options)
-    for _ in range(3):  # the command goes on with new workers
+    for _ in range(3):  # the command continues with new workers
         wait_for_results(out, process)
         time.sleep(moments.uniform(0, 0.5))
         kill([pid for pid in children(process.pid) if is_worker(pid)][:1])

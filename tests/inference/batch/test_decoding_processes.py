@@ -33,7 +33,7 @@ def is_alive(process: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="requires POSIX signals")
 @pytest.mark.parametrize("kind", ["SIGKILL", "SIGTERM", "SIGINT"])
-def test_no_process_is_left(tmp_path, kind):
+def test_no_process_remains(tmp_path, kind):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     owner = subprocess.Popen(
