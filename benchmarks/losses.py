@@ -23,6 +23,7 @@ from .measuring import Contender, peak_memory, print_table, time_interleaved
 
 IGNORE = 255
 CLASSES_PER_IMAGE = 9
+COLUMNS = ["", "ms", "plain ms", "ratio", "peak MiB", "plain MiB", "ratio", "gradient distance"]
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,7 @@ def main(
     kind = getattr(torch, dtype)
     rows = [row(case, images, rounds, device, kind) for case in CASES if only in case.loss]
     title = f"Losses of {images} images, forward and backward, {describe(torch.empty(0, device=device, dtype=kind))}"
-    columns = ["", "ms", "plain ms", "ratio", "peak MiB", "plain MiB", "ratio", "gradient distance"]
-    print_table(title, columns, rows, out)
+    print_table(title, COLUMNS, rows, out)
 
 
 if __name__ == "__main__":
