@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
@@ -34,7 +34,7 @@ def save_model(model: str, folder: Path) -> dict[str, Loader]:
 def compile_contender(load: Loader, mode: str, pixel_values: torch.Tensor) -> tuple[Contender, float]:
     """Return a compiled model as a contender, and the seconds of its first call."""
     torch.compiler.reset()
-    contender = torch_contender(lambda: torch.compile(load(), mode=mode, dynamic=False), pixel_values)
+    contender = torch_contender(lambda: cast(nn.Module, torch.compile(load(), mode=mode, dynamic=False)), pixel_values)
     start = time.perf_counter()
     contender()
     synchronize(pixel_values.device.type)
