@@ -152,11 +152,11 @@ def config_owner(model_type: str) -> str | None:
 def heads() -> tuple[Plugin, ...]:
     """Load and register every installed segmentation head, once per process; failed ones have an error."""
     with lock_registration():
-        from hf_vit_seg.models.plugin_heads import PLUGIN_HEADS
+        from hf_vit_seg.models.external_heads import EXTERNAL_HEADS
         from hf_vit_seg.models.segmentation_heads import HEADS
 
         found = log_failures(load_all(HEADS_GROUP, accept_head, HEADS.keys()))
-    PLUGIN_HEADS.update({plugin.name: plugin.value for plugin in found if plugin.value is not None})
+    EXTERNAL_HEADS.update({plugin.name: plugin.value for plugin in found if plugin.value is not None})
     return found
 
 

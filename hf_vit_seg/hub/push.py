@@ -19,7 +19,7 @@ from hf_vit_seg.data.datasets import open_split
 from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.local_paths import publishable
-from hf_vit_seg.models.plugin_heads import PLUGIN_HEADS
+from hf_vit_seg.models.external_heads import EXTERNAL_HEADS
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.provenance import CARD
 from hf_vit_seg.remote_code import code_files, copy_obstacle, is_from_transformers, source_file
@@ -208,7 +208,7 @@ def code_names() -> frozenset[str]:
         for each in architectures().values()
         for kind in (each.config, *each.models.values(), *each.all_processors())
     ]
-    own = {source_file(kind) for kind in [*kinds, *PLUGIN_HEADS.values()] if not is_from_transformers(kind)}
+    own = {source_file(kind) for kind in [*kinds, *EXTERNAL_HEADS.values()] if not is_from_transformers(kind)}
     return frozenset(file.name for source in own if copy_obstacle(source) is None for file in code_files(source))
 
 

@@ -16,8 +16,8 @@ from transformers import MODEL_FOR_BACKBONE_MAPPING, PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .errors import HfVitSegError
+from .external_heads import EXTERNAL_HEADS
 from .layers import SegmentationConfig
-from .plugin_heads import PLUGIN_HEADS
 
 PUSH_OPTIONS = tuple(signature(PreTrainedConfig.push_to_hub).parameters)
 
@@ -42,7 +42,7 @@ class BundlesCode(SegmentationConfig):
 
     def own_head(self) -> tuple[type, ...]:
         """Return the class of the head, if it comes from a plugin."""
-        head = PLUGIN_HEADS.get(getattr(self, "decode_head", None) or "")
+        head = EXTERNAL_HEADS.get(getattr(self, "decode_head", None) or "")
         return () if head is None else (head,)
 
     def check_parts(self) -> None:
@@ -64,8 +64,8 @@ class BundlesCode(SegmentationConfig):
                 shutil.copyfile(file, folder / file.name)
         if head:
             entry = f"{self.decode_head!r}: {head[0].__name__}"
-            table = f"PLUGIN_HEADS: dict[str, type[nn.Module]] = {{{entry}}}"
-            write_table(folder / "plugin_heads.py", ["from torch import nn"], head, table)
+            table = f"EXTERNAL_HEADS: dict[str, type[nn.Module]] = {{{entry}}}"
+            write_table(folder / "external_heads.py", ["from torch import nn"], head, table)
         if backbone:
             names = ", ".join(part.__name__ for part in backbone)
             write_table(folder / "own_backbones.py", [], backbone, f"OWN_BACKBONES = (({names}),)")

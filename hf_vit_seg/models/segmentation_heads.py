@@ -23,8 +23,8 @@ from transformers import initialization as init
 from .all_mlp_head import AllMLPHead
 from .cpu_kernels import apply_linear
 from .errors import HfVitSegError
+from .external_heads import EXTERNAL_HEADS
 from .layers import LayerGeometry, VisionTransformerLayer, head_norm, split_axis
-from .plugin_heads import PLUGIN_HEADS
 
 PYRAMID_LEVELS = 4
 DEFAULT_HIDDEN_SIZE = 256  # of all-MLP heads
@@ -204,7 +204,7 @@ def all_mlp_head(config: Any, in_channels: Sequence[int], head_dim: int) -> nn.M
 
 def registered_head(name: str, config: Any, in_channels: Sequence[int], head_dim: int) -> nn.Module:
     """Return a plugin's head. Its own defaults apply for config fields that are None."""
-    head = PLUGIN_HEADS[name]
+    head = EXTERNAL_HEADS[name]
     parameters = signature(head).parameters
     settings = {parameter: getattr(config, field) for parameter, field in SETTINGS.items() if parameter in parameters}
     given = {parameter: value for parameter, value in settings.items() if value is not None}
@@ -255,8 +255,8 @@ def find_head(name: str) -> HeadSpec:
     """Return the head with a name, built in or registered by a plugin; ValueError if there is none."""
     if name in HEADS:
         return HEADS[name]
-    if name not in PLUGIN_HEADS:
-        known = [*HEADS, *PLUGIN_HEADS]
+    if name not in EXTERNAL_HEADS:
+        known = [*HEADS, *EXTERNAL_HEADS]
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean '{near[0]}'? The known heads are" if near else "the known heads are"
         raise HfVitSegError(

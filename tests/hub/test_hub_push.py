@@ -24,7 +24,7 @@ from hf_vit_seg import architectures, plugins
 from hf_vit_seg.cli import app
 from hf_vit_seg.hub import PushError, Target, push
 from hf_vit_seg.hub.heads import HEADS
-from hf_vit_seg.models.plugin_heads import PLUGIN_HEADS
+from hf_vit_seg.models.external_heads import EXTERNAL_HEADS
 from hf_vit_seg.plugins import heads
 
 EXAMPLES = REPOSITORY / "examples"
@@ -64,7 +64,7 @@ def plugin(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.syspath_prepend(str(PLUGIN))
-    with patch.dict(PLUGIN_HEADS):
+    with patch.dict(EXTERNAL_HEADS):
         for found in (plugins, heads):
             found.cache_clear()
             found()
@@ -266,10 +266,10 @@ def test_plugin_head_is_pushed_with_its_code(hub, tmp_path):
     assert b"(hf_vit_seg 0.1.0 and conv-token 0.1.0)" in contents(hub, "me/with-card")["README.md"]
     for repo in ("me/saved", "me/pushed", "me/with-card"):
         assert "top_down_head.py" in contents(hub, repo)
-        assert b"TopDownHead" in contents(hub, repo)["plugin_heads.py"]
+        assert b"TopDownHead" in contents(hub, repo)["external_heads.py"]
         loaded = transformers.AutoModelForSemanticSegmentation.from_pretrained(repo)
         assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
-    del PLUGIN_HEADS["top_down"]
+    del EXTERNAL_HEADS["top_down"]
     with pytest.raises(ValueError, match=r"no decode_head 'top_down'.* the card .* names the package to install"):
         transformers.AutoModelForSemanticSegmentation.from_pretrained("me/with-card")
 

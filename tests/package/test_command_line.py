@@ -246,7 +246,7 @@ def test_overrides_that_are_invalid_together_are_named():
 
 
 def test_nearest_head_is_suggested(monkeypatch):
-    monkeypatch.setitem(sys.modules["hf_vit_seg.models.segmentation_heads"].PLUGIN_HEADS, "tiny_fpn", object)
+    monkeypatch.setitem(sys.modules["hf_vit_seg.models.segmentation_heads"].EXTERNAL_HEADS, "tiny_fpn", object)
     for name, near in (("tiny_fpm", "tiny_fpn"), ("mask_transfomer", "mask_transformer")):
         with pytest.raises(hf_vit_seg.errors.HfVitSegError, match=f"did you mean '{near}'"):
             find_head(name)

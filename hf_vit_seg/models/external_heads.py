@@ -5,6 +5,6 @@ Code that is saved with a model has no entry points: there, `bundled_code` write
 
 from torch import nn
 
-PLUGIN_HEADS: dict[str, type[nn.Module]] = {}
+EXTERNAL_HEADS: dict[str, type[nn.Module]] = {}
 
-__all__ = ["PLUGIN_HEADS"]
+__all__ = ["EXTERNAL_HEADS"]
