@@ -38,7 +38,7 @@ class Identity:
 
     @property
     def inverse(self) -> "Identity":
-        """Itself."""
+        """The same layout."""
         return self
 
     def apply(self, tensors: Tensors, sizes: Sizes) -> Tensors:

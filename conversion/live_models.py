@@ -85,13 +85,13 @@ def check_plain(model: Any) -> None:
         raise UnsupportedCheckpoint(f"{name} is not a class of transformers, whose computation would be known")
     if name.endswith(PRETRAINING):
         raise UnsupportedCheckpoint(f"{name} is for pretraining; convert its encoder, such as ViTModel")
-    for reason, paths in find_changes(model).items():
+    for reason, paths in find_unsupported_changes(model).items():
         if paths:
             raise UnsupportedCheckpoint(f"the {name} {reason} ({first_few(path or name for path in paths)})")
 
 
-def find_changes(model: PreTrainedModel) -> dict[str, list[str]]:
-    """Return the names of modules and tensors that change what a model computes, by what to do about them."""
+def find_unsupported_changes(model: PreTrainedModel) -> dict[str, list[str]]:
+    """Return the modules and tensors that change what a model computes, by the error message about them."""
     modules = dict(model.named_modules())
     tensors = (*model.named_parameters(), *model.named_buffers())
     with torch.device("meta"):
@@ -121,15 +121,14 @@ def find_changes(model: PreTrainedModel) -> dict[str, list[str]]:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Return whether a module has hooks of others than transformers, which records outputs with them."""
+    """Return whether a module has hooks other than those with which transformers records outputs."""
     hooks = [hook for table in HOOKS for hook in getattr(module, table, {}).values()]
     own = output_capturing.__name__
     return hasattr(module, "_hf_hook") or any(getattr(hook, "__module__", None) != own for hook in hooks)
 
 
 def is_changed(module: nn.Module, unchanged: nn.Module | None) -> bool:
-    """Return whether a module has another class, `forward`, or settings than that which the config describes, if it has
-    one.
+    """Return whether the class, `forward` or settings of a module differ from those of the config.
 
     Linear layers may have other sizes: those of a new classifier are read from its tensors.
     """

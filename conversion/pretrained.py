@@ -18,7 +18,7 @@ from hf_vit_seg.records import shorten
 
 from .convert import Conversion, convert_in_memory, source_provenance
 from .errors import ConversionError, UnsupportedCheckpoint
-from .files.download import download_file, is_address, is_repository, locate, names_repository, repository_id
+from .files.download import download_file, is_repository, is_url, locate, names_repository, repository_id
 from .readers import CONFIG, SUFFIXES, Checkpoint, read, read_json, read_shapes, weight_file
 from .registry import full_name, recognize, sources
 
@@ -96,7 +96,7 @@ def find_classes(name: str | Path, **hub: Any) -> list[str]:
     except UnsupportedCheckpoint:
         if not is_loadable(config):
             raise
-        return ["AutoModelForImageClassification"] if config.get("num_classes") else []  # of timm
+        return ["AutoModelForImageClassification"] if config.get("num_classes") else []  # a timm checkpoint
 
 
 def read_outline(name: str | Path, **hub: Any) -> Checkpoint:
@@ -125,7 +125,7 @@ def find_config(name: str | Path, **hub: Any) -> Mapping[str, Any] | None:
     weights, for adapters, and for paths that do not exist. Raises ConversionError for an invalid file.
     """
     path = Path(name).expanduser()
-    if is_address(str(name)):
+    if is_url(str(name)):
         return {}
     if path.is_file():
         return read_config(path.parent / CONFIG)

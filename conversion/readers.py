@@ -19,7 +19,7 @@ from .files.state_dicts import StateDict, copy_shared, find_state_dict
 from .settings.preprocessing import check_processor, complete_settings, timm_processor
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
-PROCESSORS = "processor_config.json"  # of several processors; that of images takes precedence over PROCESSOR
+PROCESSORS = "processor_config.json"  # holds several processors; its image processor takes precedence over PROCESSOR
 LICENSE = "LICENSE"  # begins the names of license files
 SUFFIXES = (".pth", ".pt", ".bin", ".npz", ".safetensors")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

@@ -164,7 +164,7 @@ def translate(rules: Sequence[Rule], tensors: Mapping[str, Tensor], sizes: Sizes
             continue
         try:
             written = match.rule.layout.apply(tuple(tensors[name] for name in names), sizes or {})
-        except (HfVitSegError, RuntimeError, ValueError, IndexError) as error:  # of shapes that do not fit
+        except (HfVitSegError, RuntimeError, ValueError, IndexError) as error:  # shapes that do not fit
             raise ConversionError(
                 f"{first_few(names)} cannot be converted to {first_few(targets)}: {error_sentence(error, short=True)}"
             ) from error

@@ -103,7 +103,13 @@ def build_model(
     try:
         with torch.device("meta"):
             model: Any = model_class(config)
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:  # of values in a config.json
+    except (
+        ArithmeticError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # invalid values in a config.json
         reason = error_sentence(error, short=True)
         raise ConversionError(
             f"{model_class.__name__} cannot be built from the checkpoint's shapes and config ({type(error).__name__}: "

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hf_vit_seg.training.losses.terms import LossTerm
 
 PACKAGE = "hf_vit_seg"
-PREFIX = PACKAGE + "."  # of every group
+PREFIX = PACKAGE + "."  # prefix of every group
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ def check_parameters(found: Any, expected: Any, name: str, skip: int = 0) -> Non
     try:
         own = signature(found)
     except (TypeError, ValueError):
-        return  # of a compiled function, which cannot be inspected
+        return  # a compiled function, which cannot be inspected
     wanted = list(signature(expected).parameters.values())[1:]
     try:
         own.bind(*[None] * skip, *[None] * len(wanted))

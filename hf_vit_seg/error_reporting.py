@@ -93,7 +93,7 @@ def quiet_libraries() -> None:
     """Hide messages and progress bars of libraries that commands replace by their own."""
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # of loading and saving weights
+    disable_progress_bar()  # for loading and saving weights
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damaged files are reported in sentences
 
 

@@ -32,7 +32,7 @@ def error_sentence(error: BaseException, short: bool = False) -> str:
     shortened.
     """
     if isinstance(error.__cause__, HfVitSegError) and not isinstance(error, HfVitSegError):
-        return error_sentence(error.__cause__)  # that a library has wrapped
+        return error_sentence(error.__cause__)  # wrapped by a library
     text = str(error).strip()
     if WORKER_TRACEBACK in text:
         text = text.rpartition("\n")[2].partition(": ")[2] or text

@@ -17,7 +17,7 @@ LOCAL = re.compile(r"(?:file:(?://)?)?(?:/|~[\w.-]*(?:[/\\]|$)|\.\.(?:[/\\]|$)|[
 WINDOWS = re.compile(r"[A-Za-z]:[/\\]|\\\\")
 # Names of classes may look like paths: "/m/01g317" in Open Images.
 NAMES = frozenset({"classes", "id2label", "label2id"})
-NAME_OR_PATH = "_name_or_path"  # of a config: where it was loaded from
+NAME_OR_PATH = "_name_or_path"  # config field: where it was loaded from
 PRIVATE_LEVELS = 2  # folders at the root: a folder such as /home or /data is shared by several users
 USER = "user"
 INSTALLED = {"examples/nuclei": "hf_vit_seg.nuclei"}  # folders of the repository that are installed

@@ -53,7 +53,7 @@ def failures(architecture: Architecture) -> Iterator[str]:
     try:
         for variant in architecture.variant_rows():
             architecture.variant_config(variant)
-    except Exception as error:  # of YAML, of files, of strict configs
+    except Exception as error:  # errors of YAML, files and strict configs
         yield f"variants: {error_sentence(error, short=True)}"
     for reference in architecture.conversions:
         try:

@@ -18,8 +18,8 @@ from hf_vit_seg.errors import HfVitSegError
 
 from .entry_points import Plugin, entries_by_name, implements, load, load_all, subclass_check
 
-MAX_COUNT = 10**9  # of steps, samples, pixels of a side, and everything else that is counted
-MAX_FACTOR = 1e9  # of learning rates, weights and the like: their products are numbers of float32
+MAX_COUNT = 10**9  # limit of steps, samples, side lengths and other counts
+MAX_FACTOR = 1e9  # limit of learning rates, weights and similar factors: their products fit float32
 MAX_EXPONENT = 100.0
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]

@@ -25,7 +25,7 @@ from .records import shorten
 
 MAX_BYTES = 64 * 2**20  # the index of a checkpoint with 100,000 tensors has 10 MB
 MAX_DEPTH = 50  # nested lists and objects
-ANNOTATION_BYTES = 8 * 2**30  # of files in COCO format: COCO's own has 450 MB, that of Objects365 7 GB
+ANNOTATION_BYTES = 8 * 2**30  # limit of COCO files: COCO's own has 450 MB, that of Objects365 7 GB
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -65,7 +65,7 @@ def parse_json(text: str, unique_keys: bool = False) -> Any:
         raise
     except json.JSONDecodeError as error:
         raise HfVitSegError(str(error)) from None
-    except ValueError:  # of int()
+    except ValueError:  # raised by int()
         raise HfVitSegError("a number has more than 4,300 digits") from None
     except RecursionError:
         raise HfVitSegError(f"lists and objects are nested more than {MAX_DEPTH} levels deep") from None
@@ -121,7 +121,7 @@ MAX_LENGTH = 500_000  # characters of a document
 MAX_VALUES = 50_000  # scalars (keys too), lists and mappings: twice the names of ImageNet-21k
 MAX_DEPTH = 50  # nested lists and mappings
 MAX_GROWTH = 10  # length with every alias written out, relative to the document's
-MAX_DIGITS = 100  # of a number
+MAX_DIGITS = 100  # digits of a number
 NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 INT = re.compile(r"^(?:[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+)$")
@@ -147,7 +147,7 @@ class Loader(yaml.SafeLoader):
         super().__init__(text)
         self.depth = 0
         self.values = 0
-        self.lengths: dict[int, int] = {}  # of nodes with every alias written out, by id
+        self.lengths: dict[int, int] = {}  # size of each node with aliases expanded, by id
         self.max_length = MAX_GROWTH * (len(text) + 1)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .config_fields import ASSUMED_FIELDS, NORM_EPS, infer
 from .names import BATCH_NORM, LAYER, STAGE, WEIGHTS
 
-HEAD_WIDTH = 64  # of all published sizes
+HEAD_WIDTH = 64  # head width of all published sizes
 BICUBIC = 3
 
 

@@ -39,13 +39,13 @@ from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.provenance import CARD
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts whose addresses need no https
-FILE_SUFFIXES = (*SUFFIXES, ".ckpt", ".onnx", ".pte", ".xml")  # of checkpoints and exported models
+FILE_SUFFIXES = (*SUFFIXES, ".ckpt", ".onnx", ".pte", ".xml")  # suffixes of checkpoints and exported models
 CACHE = {"library_name": "hf_vit_seg", "namespace": "checkpoints"}
 
 
 def repository_id(name: str | Path) -> str | None:
     """Return the name if it is a Hub id, that of a file's address on the Hub, and None for others and local paths."""
-    if is_address(str(name)):
+    if is_url(str(name)):
         place = hub_file(str(name))
         return place and place[0]
     return None if Path(name).expanduser().exists() else str(name)
@@ -63,7 +63,7 @@ def locate(name: str | Path, **hub: Any) -> Path:
     if path.exists():
         return path / hub.get("subfolder", "") if path.is_dir() else path
     text = os.fspath(name)
-    if is_address(text):
+    if is_url(text):
         return download_address(text, **hub)
     if not is_repository(text):
         raise ConversionError(
@@ -73,8 +73,8 @@ def locate(name: str | Path, **hub: Any) -> Path:
     return download_repository(text, **hub)
 
 
-def is_address(text: str) -> bool:
-    """Return whether a text is the address of a file."""
+def is_url(text: str) -> bool:
+    """Return whether a text is an http(s) address."""
     return text.startswith(("https://", "http://"))
 
 
@@ -158,7 +158,7 @@ def download_file(
             return None
         trust_cache |= constants.HF_HUB_OFFLINE or bool(options.get("local_files_only"))
         if trust_cache and cached_folder(repo_id, subfolder, options.get("revision"), options.get("cache_dir")):
-            return None  # of a repository in the cache
+            return None  # a cached repository
         raise ConversionError(download_error(repo_id, error)) from error
     except (OSError, ValueError, HTTPError) as error:
         if isinstance(error, GatedRepoError):  # as transformers does
@@ -287,6 +287,6 @@ def download_to(address: str, target: Path) -> None:
             os.replace(partial, target)
     except LockError as error:
         raise ConversionError(str(error)) from error
-    except Exception as error:  # of the HTTP client, which may change
+    except Exception as error:  # any error of the HTTP client, which may change
         reason = error_sentence(error, short=True)
         raise ConversionError(f"'{address}' cannot be downloaded: {reason}; try again to continue") from error

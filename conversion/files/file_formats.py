@@ -25,8 +25,8 @@ from hf_vit_seg.errors import error_sentence
 
 EXPECTED = "expected a PyTorch (.pth, .pt, .bin), safetensors or NumPy (.npz) checkpoint"
 ZIP = b"PK\x03\x04"
-EXTRA_BYTES = 200 * 2**20  # that declared sizes may exceed the file's, for compression and tensors that share memory
-LEGACY_PICKLES = 4  # of torch.save before 1.6: magic number, version, system, content
+MAX_EXCESS_BYTES = 200 * 2**20  # declared size minus file size, for compression and tensors that share memory
+LEGACY_PICKLES = 4  # written by torch.save before 1.6: magic number, version, system, content
 # Modules of objects that training frameworks save with the weights. They are replaced by `Ignored`.
 FRAMEWORKS = frozenset(
     (
@@ -93,7 +93,7 @@ def damaged_error(file: Path, error: Exception) -> ConversionError:
 def check_size(file: Path, declared: Mapping[str, int]) -> None:
     """Raise ConversionError if a file declares much more data than it has; `declared` are bytes by name."""
     size, total = file.stat().st_size, sum(declared.values())
-    if total > size + EXTRA_BYTES:
+    if total > size + MAX_EXCESS_BYTES:
         largest = max(declared, key=lambda name: declared[name])
         raise ConversionError(
             f"'{file}' has {size:,} bytes but declares {total:,} bytes of data, most of them "
@@ -141,7 +141,7 @@ def read_torch(file: Path, mapped: bool = False) -> Mapping[Any, Any]:
     objects = sorted(name for name in used if name.partition(".")[0] in FRAMEWORKS and name not in PLAIN)
     try:
         with torch.serialization.safe_globals([(Ignored, name) for name in objects]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other pickle protocols
+            warnings.simplefilter("ignore")  # warnings about other pickle protocols
             content = torch.load(str(file), map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         names = re.findall(r"GLOBAL ([\w.]+)", str(error)) or objects

@@ -17,8 +17,8 @@ AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "model
 # First parts of names, of wrappers and of several models in one file.
 PREFIXES = ("module", "model", "net", "teacher", "student", "ema_model", "model_ema", "ema", "ema_net", "averaged")
 COMPILED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # at any level
-COUNTERS = ("n_averaged", "steps")  # of an averaged model
-PROFILER_COUNTERS = ("total_ops", "total_params")  # of each module, by thop
+COUNTERS = ("n_averaged", "steps")  # counters of averaged models
+PROFILER_COUNTERS = ("total_ops", "total_params")  # written by thop for each module
 FLAX_STATES = ("opt/target/", "params/")
 MAX_LEVELS = 4
 AVERAGE_COUNTER = "the number of updates of an average"

@@ -143,7 +143,7 @@ def from_meta(meta: Mapping[str, Any]) -> LabelSet | None:
 def from_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> LabelSet | None:
     """Read names from `id2label` of a config.json, except for LABEL_0 ..., and colors from the processor."""
     entries: Any = config.get("id2label")
-    if isinstance(names := config.get("label_names"), list) and entries is None:  # of timm
+    if isinstance(names := config.get("label_names"), list) and entries is None:  # a timm checkpoint
         entries = dict(enumerate(names))
     if not isinstance(entries, Mapping) or not entries:
         return None

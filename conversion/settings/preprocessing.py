@@ -42,7 +42,7 @@ SAME_STEPS = frozenset(
         *("OwlViT", "Pvt", "Segformer", "Siglip", "ViT", "VitPose"),
     )
 )
-RENAMED = {"ViTHybridImageProcessor": "BitImageProcessor"}  # of transformers 4, with the same defaults
+RENAMED = {"ViTHybridImageProcessor": "BitImageProcessor"}  # class of transformers 4, with the same defaults
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 

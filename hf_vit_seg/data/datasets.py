@@ -148,7 +148,7 @@ class RawDataset:
         self.cached: dict[int, RawSample] | None = {} if cache else None
         self.nodata: NodataSetting = nodata
         self.multi_label = multi_label
-        self.context: TransformContext | None = None  # that has the values of pixels without data
+        self.context: TransformContext | None = None  # has the values of pixels without data
         if task == "pose":
             check_keypoints(class_table.names, source.class_names)
         else:

@@ -42,7 +42,7 @@ class ChannelMoments:
     def __init__(self, channels: int):
         self.pixels = 0
         self.mean = torch.zeros(channels, dtype=torch.float64)
-        self.squares = torch.zeros(channels, dtype=torch.float64)  # of distances from the mean
+        self.squares = torch.zeros(channels, dtype=torch.float64)  # sum of squared distances from the mean
 
     def add(self, image: torch.Tensor) -> None:
         values = image.flatten(1).to(torch.float64)

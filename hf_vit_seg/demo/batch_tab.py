@@ -23,11 +23,11 @@ from .segmentation_tab import Choices
 from .upload_folder import fresh_folder
 from .uploads import MAX_FILES, clear_on_failure, error_message, files_input, report_failures
 
-MAX_CLASSES = 4  # that are named for a file
+MAX_CLASSES = 4  # shown per file
 
 
 class BatchTab:
-    """Files in, a gallery and an archive out; a file that fails ends no other's work."""
+    """Segments uploaded files, and shows a gallery and a ZIP archive. Files that fail are listed and skipped."""
 
     def __init__(self, catalogue: Catalogue):
         self.catalogue = catalogue

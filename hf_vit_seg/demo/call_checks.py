@@ -20,8 +20,8 @@ def is_call(path: str) -> bool:
     return CALL.fullmatch(path) is not None
 
 
-def call_refusal(page: gr.Blocks, path: str, body: bytes) -> Refusal | None:
-    """Why a call is refused; None if gradio can take it."""
+def check_call(page: gr.Blocks, path: str, body: bytes) -> Refusal | None:
+    """Return the status and message for an invalid call, or None."""
     found = CALL.fullmatch(path)
     try:
         call = parse_json(body.decode())
@@ -68,4 +68,4 @@ def json_type(value: Any) -> str:
     return types.get(type(value), "a number")
 
 
-__all__ = ["call_refusal", "is_call"]
+__all__ = ["check_call", "is_call"]

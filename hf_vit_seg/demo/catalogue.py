@@ -49,8 +49,8 @@ CARD_TITLE = re.compile(r"^# .*$", re.MULTILINE)
 CARD_IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)")  # the page does not serve the other files of a card's repository
 # Of ZeroGPU, for any call and for a million pixels that a model sees: more than large models take.
 SECONDS, SECONDS_PER_MILLION = 10, 1
-SECONDS_COMPUTING = 120  # for one image
-SECONDS_WAITING = 300  # for the images of others
+SECONDS_COMPUTING = 120  # time limit for one image
+SECONDS_WAITING = 300  # limit of the wait for other users' images
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ from hf_vit_seg.errors import HfVitSegError
 from .uploads import MAX_UPLOAD_PIXELS
 
 PROCESSES = 2
-SECONDS_READING = 20  # for one image
-SECONDS_WAITING = 120  # for a process
-MAX_BYTES = 2 * 2**30  # of memory that an image may take in its process
+SECONDS_READING = 20  # time limit for one image
+SECONDS_WAITING = 120  # time limit for a free process
+MAX_BYTES = 2 * 2**30  # memory limit for one image
 
 
 class TimeLimitError(HfVitSegError):
-    """Work for a visitor took longer than it may."""
+    """A request exceeded its time limit."""
 
 
 class ReadingProcess:
@@ -46,7 +46,7 @@ class ReadingProcess:
         )
         self.requests = cast(IO[bytes], self.process.stdin)
         self.answers = cast(IO[bytes], self.process.stdout)
-        self.answer()  # that it is ready, so that its start does not count for an image
+        self.answer()  # wait until it is ready, so that its start does not count for an image
 
     def answer(self) -> dict[str, Any]:
         """Read the header of an answer. Raises EOFError if the process has ended."""

@@ -16,14 +16,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
 from . import upload_folder
-from .call_checks import call_refusal, is_call
+from .call_checks import check_call, is_call
 from .upload_folder import FolderFullError
 from .uploads import MAX_FILES, MEGABYTES, failure_text
 
-MAX_JSON_BYTES = 1_000_000  # of the body of a call
+MAX_JSON_BYTES = 1_000_000  # size of a call's body
 MAX_UPLOAD_BYTES = MAX_FILES * MEGABYTES * 2**20 + MAX_JSON_BYTES
 SECONDS_WITHOUT_DATA = 30  # before a request is given up
-SECONDS_RECEIVING = 900  # for the whole body of a request
+SECONDS_RECEIVING = 900  # time limit for the whole body of a request
 
 # Features of gradio that the page does not use: requests to other servers, functions of components, files of sessions.
 UNUSED = re.compile(
@@ -81,7 +81,7 @@ class RequestLimits:
             content = await body.read()
         except (BodyTooLargeError, TooSlowError) as error:
             return await refuse(body.rest(error), send, *answer_to(error, MAX_JSON_BYTES))
-        if refusal := call_refusal(self.page, path, content):
+        if refusal := check_call(self.page, path, content):
             return await refuse(receive_empty, send, *refusal)
         first: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
 
@@ -91,7 +91,7 @@ class RequestLimits:
         await self.forward_limited(scope, receive_again, send, MAX_JSON_BYTES)
 
     async def upload(self, scope: Message, receive: Any, send: Any) -> None:
-        """Pass an upload on while there is space for it."""
+        """Forward an upload if the folder has space for it."""
         expected = content_length(scope)
         if expected is None:
             return await refuse(receive, send, 411, "an upload requires the header Content-Length")
@@ -102,12 +102,12 @@ class RequestLimits:
         if self.arrived + expected > space:
             return await refuse(receive, send, *answer_to(FolderFullError(), expected))
 
-        def arrive(more: int) -> None:
-            self.arrived += more
+        def count_bytes(size: int) -> None:
+            self.arrived += size
             if self.arrived > space:
                 raise FolderFullError
 
-        body = LimitedBody(receive, expected, arrive)
+        body = LimitedBody(receive, expected, count_bytes)
         try:
             return await self.forward(scope, body, send, FORM_ERRORS)
         finally:

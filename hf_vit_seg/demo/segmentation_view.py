@@ -24,8 +24,8 @@ from hf_vit_seg.inference.segments import FoundSegments
 
 from .catalogue import ModelFacts
 
-MAX_SIDE = 1280  # of the shown picture
-MAX_ROWS = 255  # of the legend; the rarest classes share the last
+MAX_SIDE = 1280  # longest side of the shown picture
+MAX_ROWS = 255  # rows of the legend; the rarest classes share the last
 GRAY = (128, 128, 128)
 VIEW = files("hf_vit_seg.demo") / "view"
 

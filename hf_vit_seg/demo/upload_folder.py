@@ -18,10 +18,10 @@ from gradio.utils import get_upload_folder
 
 from hf_vit_seg.errors import HfVitSegError
 
-SECONDS_KEPT = 3600  # of uploads and results
-SECONDS_STALLED = 600  # of an upload that no data arrive for
-SECONDS_BETWEEN = 60  # sweeps
-MAX_BYTES = 4 * 2**30  # of all files together
+SECONDS_KEPT = 3600  # age at which uploads and results are deleted
+SECONDS_STALLED = 600  # without new data, until an upload is deleted
+SECONDS_BETWEEN = 60  # interval between sweeps
+MAX_BYTES = 4 * 2**30  # total size of the folder
 FOLDER = "hf_vit_seg_demo"
 VARIABLE = "GRADIO_TEMP_DIR"  # where gradio looks up its upload folder
 

@@ -17,10 +17,10 @@ from hf_vit_seg.errors import HfVitSegError
 from .accelerator import CALLS
 
 FAILED = "the server did not answer; try again, or choose a smaller image"
-MEGABYTES = 30  # of a file
-MAX_UPLOAD_PIXELS = 25_000_000  # of an image
-MAX_FILES = 20  # of a batch
-SUBFOLDER = re.compile("[0-9a-f]{64}")  # of an upload: gradio's salted hash; of results: random
+MEGABYTES = 30  # size of one file
+MAX_UPLOAD_PIXELS = 25_000_000  # pixels of one image
+MAX_FILES = 20  # files per batch
+SUBFOLDER = re.compile("[0-9a-f]{64}")  # gradio's salted hash for uploads, random for results
 
 logger = logging.getLogger(__name__)
 

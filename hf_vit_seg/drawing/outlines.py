@@ -39,7 +39,7 @@ class Runs:
 
     begin: tuple[np.ndarray, np.ndarray]
     end: tuple[np.ndarray, np.ndarray]
-    keys: np.ndarray  # of their first pixels, ascending
+    keys: np.ndarray  # keys of their first pixels, ascending
     stride: tuple[int, int]  # from (row, column) to key
 
     def find(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:

@@ -129,7 +129,7 @@ def check_parity(segmenter: AnySegmenter, path: Path, name: str, geometry: Geome
     program = RuntimeModel(path, segmenter.model.config)
     compare_case = comparison(segmenter, program, TOLERANCES[options.dtype], options.labels)
     cases = []
-    for seed, (batch, height, width) in enumerate(sizes_to_check(geometry, usual_size(segmenter))):
+    for seed, (batch, height, width) in enumerate(sizes_to_check(geometry, default_input_size(segmenter))):
         pixel_values = random_images(batch, geometry.channels, height, width, seed)
         cases.append(compare_case("random images", pixel_values))
     return Parity(name, options.dtype, TOLERANCES[options.dtype], tuple(cases))
@@ -154,7 +154,7 @@ def comparison(
 @torch.inference_mode()
 def object_outputs(segmenter: InstanceSegmenter) -> tuple[str, ...]:
     """Return the output names of an exported model. Raises RecordError if the outputs of the model have no names."""
-    size = usual_size(segmenter)
+    size = default_input_size(segmenter)
     output = type(segmenter.outputs(random_images(1, segmenter.channels, *size, seed=0)))
     if output not in OBJECT_OUTPUTS:
         known = " and ".join(each.__name__ for each in OBJECT_OUTPUTS)
@@ -162,7 +162,7 @@ def object_outputs(segmenter: InstanceSegmenter) -> tuple[str, ...]:
     return output.exported
 
 
-def usual_size(segmenter: AnySegmenter) -> tuple[int, int]:
+def default_input_size(segmenter: AnySegmenter) -> tuple[int, int]:
     """Return the approximate (height, width) that the image processor resizes to."""
     size: Any = dict(getattr(segmenter.processor, "size", None) or {})
     edge = size.get("shortest_edge") or USUAL_SIDE

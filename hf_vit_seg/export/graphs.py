@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.functional import interpolate
 
 CLASSES_TOGETHER = 16  # number of classes that are resized at once
-MAX_CLASSES = 255  # of a uint8 label map; 255 is reserved for ignored pixels
+MAX_CLASSES = 255  # limit of a uint8 label map; 255 is reserved for ignored pixels
 EXAMPLE_SIDES = (101, 139)  # odd, so that the graph cannot specialize to divisible sizes
 
 

@@ -21,7 +21,7 @@ Run = Callable[[torch.Tensor], torch.Tensor]
 
 # Largest difference of a logit, in units of the logits' standard deviation.
 TOLERANCES = {"float32": 1e-3, "float16": 5e-2}
-MIN_AGREEMENT = 0.9  # of an 8-bit program's label maps on the images that it was calibrated on
+MIN_AGREEMENT = 0.9  # agreement of an 8-bit program's label maps on its calibration images
 
 
 class ParityError(HfVitSegError):

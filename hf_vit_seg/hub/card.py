@@ -61,7 +61,7 @@ class CardOptions:
 def model_card(model: ModelDirectory, repo_id: str, options: CardOptions = CardOptions()) -> ModelCard:
     """Create the card of a repository, or of a local directory `repo_id`."""
     data = card_data(model, repo_id, options)
-    if is_written_by_user(model):
+    if has_custom_card(model):
         return ModelCard(f"---\n{data.to_yaml()}\n---\n{split_card(model.path / CARD)[1]}")
     return ModelCard.from_template(data, template_str=TEMPLATE.read_text("utf-8"), **facts(model, repo_id, options))
 
@@ -84,7 +84,7 @@ def write_run_cards(run: RunDirectory) -> None:
 def write_local_card(path: Path) -> None:
     """Write the card of a model directory, unless the user has written one."""
     model = model_directory(path)
-    if is_written_by_user(model):
+    if has_custom_card(model):
         return
     figure = next(iter(model.samples), None)
     picture = None if figure is None else PurePath(os.path.relpath(figure, model.path)).as_posix()
@@ -98,7 +98,7 @@ def displayed_path(path: Path) -> str:
     return f"path/to/{path.name}" if is_local_path(relative) else PurePath(relative).as_posix()
 
 
-def is_written(card: str) -> bool:
+def is_custom_card(card: str) -> bool:
     """Return whether a user has written the card, and neither this package nor the template of transformers."""
     form = ModelCard.from_template(ModelCardData()).text
     return MARK not in card and card.count(UNFILLED) < form.count(UNFILLED)
@@ -118,7 +118,7 @@ def card_data(model: ModelDirectory, repo_id: str, options: CardOptions = CardOp
     }
     tags = ["vision", head.tag, model.config.model_type, *(["hf_vit_seg"] if model.packages else [])]
     tags += ["custom_code"] if model.code and options.has_code else []
-    if not is_written_by_user(model):
+    if not has_custom_card(model):
         written = {name: value for name, value in written.items() if name not in derived}
     metadata = derived | model.provenance.metadata() | written
     own = written.get("tags") or []
@@ -128,9 +128,9 @@ def card_data(model: ModelDirectory, repo_id: str, options: CardOptions = CardOp
     return ModelCardData(**metadata)
 
 
-def is_written_by_user(model: ModelDirectory) -> bool:
+def has_custom_card(model: ModelDirectory) -> bool:
     """Return whether the directory has a card that a user has written."""
-    return (model.path / CARD).is_file() and is_written(read_text(model.path / CARD))
+    return (model.path / CARD).is_file() and is_custom_card(read_text(model.path / CARD))
 
 
 def own_metadata(model: ModelDirectory) -> dict[str, Any]:

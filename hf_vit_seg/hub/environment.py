@@ -58,14 +58,14 @@ def describe_system() -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """Return the model of the processor, or its architecture if the system does not tell."""
+    """Return the model of the processor, or its architecture if unknown."""
     lines = CPUINFO.read_text(errors="replace").splitlines() if CPUINFO.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def memory_gib() -> float | None:
-    """Return the physical memory in GiB; None where the system does not tell."""
+    """Return the physical memory in GiB; None if unknown."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, ValueError, OSError):

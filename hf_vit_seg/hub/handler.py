@@ -218,7 +218,7 @@ def class_probabilities(outputs: Any, classes: int) -> torch.Tensor:
     if getattr(outputs, "logits", None) is not None:
         logits = outputs.logits[0].float()
         return logits.sigmoid() if classes == 1 else logits.softmax(0)
-    if getattr(outputs, "class_logits", None) is not None:  # of the distance head, with "no object"
+    if getattr(outputs, "class_logits", None) is not None:  # distance head, with "no object"
         return outputs.class_logits[0].float().softmax(0)[:-1]
     scores = outputs.class_queries_logits[0].float().softmax(-1)[:, :-1]  # (queries, K), without "no object"
     summed = torch.einsum("qk,qhw->khw", scores, outputs.masks_queries_logits[0].float().sigmoid())

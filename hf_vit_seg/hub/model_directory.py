@@ -38,7 +38,7 @@ from .repository import PushError
 ADAPTER, PROCESSOR = "adapter_config.json", "preprocessor_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SPLITS = ("test", "validation", "train")  # the order of reports
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # buffers of BatchNorm
 BACKENDS = {"timm_backbone": "timm", "timm_wrapper": "timm"}  # required packages by `model_type`
 
 
@@ -134,7 +134,8 @@ class ModelDirectory:
         """The weight files that from_pretrained reads: one file, or those in the index."""
         if (self.path / WEIGHTS).is_file() or not (self.path / INDEX).is_file():
             return [self.path / WEIGHTS]
-        return [self.path / name for name in sorted(set(json_object(self.path / INDEX).get("weight_map", {}).values()))]
+        shards = read_json_object(self.path / INDEX).get("weight_map", {}).values()
+        return [self.path / name for name in sorted(set(shards))]
 
     @cached_property
     def tensors(self) -> dict[str, int]:
@@ -257,9 +258,4 @@ def model_directory(path: Path) -> ModelDirectory:
     return model
 
 
-def json_object(path: Path) -> dict[str, Any]:
-    """Read the object in a JSON file."""
-    return read_json_object(path)
-
-
-__all__ = ["PROCESSOR", "ModelDirectory", "json_object", "model_directory"]
+__all__ = ["PROCESSOR", "ModelDirectory", "model_directory"]

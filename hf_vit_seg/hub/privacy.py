@@ -17,7 +17,7 @@ from hf_vit_seg.local_paths import PRIVATE_LEVELS
 
 from .repository import Content, PushError
 
-SECRET_NAMES = re.compile(r"(?:TOKEN|API_KEY|ACCESS_KEY|SECRET|SECRET_KEY|PASSWORD)$")  # of environment variables
+SECRET_NAMES = re.compile(r"(?:TOKEN|API_KEY|ACCESS_KEY|SECRET|SECRET_KEY|PASSWORD)$")  # names of environment variables
 SHORTEST_SECRET = 12  # characters; a shorter one may be part of ordinary text
 SHORTEST_HOST = 6  # characters
 HUB_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")

@@ -23,6 +23,7 @@ from hf_vit_seg.models.external_heads import EXTERNAL_HEADS
 from hf_vit_seg.plugins import architectures
 from hf_vit_seg.provenance import CARD
 from hf_vit_seg.remote_code import code_files, copy_obstacle, is_from_transformers, source_file
+from hf_vit_seg.text_files import read_json_object
 from hf_vit_seg.training.checkpoints.run_directory import RECIPE
 from hf_vit_seg.training.reports.metrics_report import FILE as METRICS
 
@@ -31,7 +32,7 @@ from .card import CardOptions, model_card
 from .evaluation_results import FOLDER, eval_results_files
 from .formats import OWN, directory_in_format
 from .heads import HEADS
-from .model_directory import PROCESSOR, ModelDirectory, json_object
+from .model_directory import PROCESSOR, ModelDirectory
 from .privacy import check_private
 from .repository import PushError, Target, commit, resolve_target
 
@@ -188,7 +189,7 @@ def widget_image(model: ModelDirectory) -> bytes | None:
 
 def publishable_json(path: Path) -> Path | bytes:
     """Remove local paths from a JSON file; return its path if it has none."""
-    settings = json_object(path)
+    settings = read_json_object(path)
     published = publishable(settings)
     return path if published == settings else json_text(published, indent=2).encode()
 
@@ -214,7 +215,7 @@ def code_names() -> frozenset[str]:
 
 def with_auto_map(path: Path, auto_map: Mapping[str, Any]) -> bytes:
     """Set the auto map of a JSON file, or remove it if it is empty."""
-    known: dict[str, Any] = publishable(json_object(path))
+    known: dict[str, Any] = publishable(read_json_object(path))
     settings = {key: value for key, value in known.items() if key != "auto_map"}
     return json_text(settings | ({"auto_map": dict(auto_map)} if auto_map else {}), indent=2).encode()
 

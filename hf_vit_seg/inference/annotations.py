@@ -137,7 +137,7 @@ class RunLengths:
     """The mask of a class as run-length encoding in column-major order, which grows by blocks of columns."""
 
     characters: bytearray = field(default_factory=bytearray)
-    count: int = 0  # of lengths in `characters`
+    count: int = 0  # number of lengths in `characters`
     previous: tuple[int, int] = (0, 0)  # the last two of them
     closed: int = 0  # the end of the last run in `characters`
     run: tuple[int, int] | None = None  # the last one, which may continue in the next block

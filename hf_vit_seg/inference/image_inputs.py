@@ -131,7 +131,7 @@ def download(address: str) -> bytes:
                     raise ImageFileError(f"{address}: the file has more than {MAX_DOWNLOAD:,} bytes")
     except ImageFileError:
         raise
-    except Exception as error:  # of the network, or an invalid address
+    except Exception as error:  # network errors, or an invalid address
         raise ImageFileError(f"{address} cannot be downloaded: {error_sentence(error)}") from None
     return bytes(content)
 

@@ -92,7 +92,7 @@ class ObjectStitcher:
         self.parents: list[int] = []
         self.owners: list[int] = []  # the window of each part
         self.box_index = BoxIndex()
-        self.areas: dict[int, list[FoundObject]] = defaultdict(list)  # of stuff, by class
+        self.areas: dict[int, list[FoundObject]] = defaultdict(list)  # stuff regions by class
 
     def add(self, window: Box, objects: Sequence[FoundObject], core: Box) -> None:
         """Add the objects of a window, in coordinates of the image. Stuff is taken from the `core` of the window."""

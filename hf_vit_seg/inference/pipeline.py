@@ -47,7 +47,7 @@ class SemanticSegmentationPipeline(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        with suppress(UnsupportedCheckpoint):  # of other architectures, or with hooks and the like
+        with suppress(UnsupportedCheckpoint):  # other architectures, or models with hooks
             self.model = from_transformers(self.model)
         self.segmenter = Segmenter(self.model, self.image_processor, self.device)
 

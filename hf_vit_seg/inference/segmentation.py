@@ -24,7 +24,7 @@ class ClassCount:
     name: str
     color: tuple[int, int, int]
     pixels: int
-    share: float  # of all pixels, 0 .. 1
+    share: float  # fraction of all pixels, 0 .. 1
 
 
 def class_counts(pixels: np.ndarray, names: tuple[str, ...], palette: np.ndarray) -> list[ClassCount]:

@@ -88,7 +88,7 @@ class FoundObject:
     def rle(self, size: tuple[int, int]) -> dict[str, Any]:
         """Return a COCO annotation for an image of `size` (H, W): compressed RLE, area, bbox and iscrowd."""
         flat = np.pad(self.mask, ((1, 1), (0, 0))).ravel(order="F").view(np.int8)
-        changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1  # columns are apart by the padding
+        changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1  # the padding separates runs of neighboring columns
         begin, end = changes[::2], changes[1::2]
         column, row = np.divmod(begin, self.shape[0] + 2)
         start = (self.left + column) * size[0] + self.top + row - 1

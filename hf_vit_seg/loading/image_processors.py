@@ -30,7 +30,7 @@ def find_processor(name: str, **hub: Any) -> Any:
 
 
 def open_processor(name: str | Path, **hub: Any) -> Any:
-    """Load an image processor by transformers, which fails with other errors for names of classes of other types.
+    """Load an image processor with AutoImageProcessor, after checking the types of the settings that name its class.
 
     Raises one of `INVALID_FILES`.
     """

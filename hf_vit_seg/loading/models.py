@@ -42,7 +42,7 @@ AUTO_CLASSES = {
     "instance": "AutoModelForUniversalSegmentation",  # also of models trained for panoptic segmentation
     "panoptic": "AutoModelForUniversalSegmentation",
 }
-EXTREMES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of dtypes with aminmax
+EXTREMES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes supported by aminmax
 FEATURES = "features"
 TASKS = {**AUTO_CLASSES, FEATURES: "AutoModel"}
 
@@ -209,7 +209,7 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segme
         model, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True, **hub)
     except (*INVALID_FILES, RuntimeError, EOFError, SafetensorError) as error:
         raise ModelError(f"{name} cannot be loaded as a {task} model: {error_sentence(error, short=True)}") from error
-    except TypeError as error:  # of timm's constructors, which get `model_args` of a config.json
+    except TypeError as error:  # timm's constructors get `model_args` from config.json
         if not (find_config(name, **hub) or {}).get("model_args"):
             raise
         raise ModelError(f"{name}: timm does not accept model_args of its config.json: {error}; remove them") from error

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from . import MetricError
 from .confusion_matrix import flatten_labels, present_mean, ratio
 
-WIDTH = 0.02  # of the boundary, as a share of the image's diagonal, as in the paper
+WIDTH = 0.02  # boundary width as a fraction of the image's diagonal, as in the paper
 
 
 class BoundaryIoU:

@@ -12,7 +12,7 @@ import torch
 
 from . import MetricError
 
-SLACK = 1e-2  # of a sum of probabilities, which may have been computed in bfloat16
+SLACK = 1e-2  # tolerance for a sum of probabilities computed in bfloat16
 
 
 class CalibrationError:

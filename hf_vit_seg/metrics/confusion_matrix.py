@@ -11,7 +11,7 @@ import torch
 from . import MetricError
 
 PIECE = 2**18  # labels counted at a time on a CPU, so that temporaries fit into a core's cache
-MAX_ROWS = 1024  # of the table of raw values on a CPU
+MAX_ROWS = 1024  # rows of the table of raw values on a CPU
 
 
 class ConfusionMatrix:

@@ -27,7 +27,7 @@ class StreamedMetric(evaluate.Metric):
     DESCRIPTION: ClassVar[str]
     INPUTS: ClassVar[str]  # documents predictions, references and the settings of `compute`
     CITATION: ClassVar[str]
-    FEATURES: ClassVar[dict[str, Any]]  # of one sample, only for evaluate's info
+    FEATURES: ClassVar[dict[str, Any]]  # features of one sample, only for evaluate's info
     metric: Any  # the streaming metric, set by `reset`; OksAp has none, as it stores persons
 
     def __init__(self, *args: Any, num_process: int = 1, **kwargs: Any):

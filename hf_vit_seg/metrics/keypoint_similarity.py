@@ -132,7 +132,7 @@ def match_persons(
     pairs = pair_persons(similarity, ignored, crowds)
     padded = np.concatenate([ignored, np.zeros_like(ignored, shape=(len(AREAS), 1))], axis=1)
     matched_ignored = np.take_along_axis(padded[:, None], pairs, axis=2)
-    outside = (extent < lows) | (extent > highs)  # of the range of areas: ignored if unmatched
+    outside = (extent < lows) | (extent > highs)  # outside the range of areas: ignored if unmatched
     return Matches(
         scores=predicted.scores[own],
         hit=(pairs >= 0) & ~matched_ignored,

@@ -65,7 +65,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
         return float("nan")
     order = np.argsort(-scores, kind="stable")
     ordered, hits = scores[order], np.cumsum(labels[order])
-    last = np.append(ordered[1:] != ordered[:-1], True)  # of each group of equal scores
+    last = np.append(ordered[1:] != ordered[:-1], True)  # last index of each group of equal scores
     precision, recall = (hits / np.arange(1, len(hits) + 1))[last], (hits / hits[-1])[last]
     return float((np.diff(recall, prepend=0.0) * precision).sum())
 

@@ -32,8 +32,8 @@ from .errors import HfVitSegError
 from .layers import OBJECT_HEADS, head_norm
 from .segmentation_heads import DEFAULT_HIDDEN_SIZE
 
-EDGE_WEIGHT = 3.0  # of pixels at an edge of an object, in the class term
-OBJECT_WEIGHT = 3.0  # of pixels of objects, in the distance term
+EDGE_WEIGHT = 3.0  # weight of pixels at object edges in the class term
+OBJECT_WEIGHT = 3.0  # weight of object pixels in the distance term
 DICE_WEIGHT = 0.5
 DISTANCE_WEIGHT = 2.0
 EDGE_TERM_WEIGHT = 0.5
@@ -41,7 +41,7 @@ OFFSET_WEIGHT = 1.0
 DISTANCE_BETA = 0.1  # where the smooth L1 loss becomes linear
 OFFSET_BETA = 0.2
 SMOOTHING = 2.0  # standard deviation of the Gaussian filter of the distance map, in pixels
-PROMINENCE = 0.1  # of an object's peak
+PROMINENCE = 0.1  # minimum prominence of an object's peak
 SCORE_THRESHOLD = 0.5
 MIN_AREA = 20  # pixels of an object
 BELOW_ALL = -1e9  # distance outside of objects
@@ -124,9 +124,9 @@ def relative_distances(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def center_offsets(numbers: torch.Tensor) -> torch.Tensor:
-    """Return the way down and right (B, 2, H, W) to the center of the pixel's object, in radii of a disk of its area.
+    """Return the offsets (B, 2, H, W) in rows and columns from each pixel to the center of its object.
 
-    It is 0 outside of objects.
+    They are divided by the radius of a disk with the object's area, and 0 outside of objects.
     """
     indices, count = object_indices(numbers)
     flat = indices.flatten()

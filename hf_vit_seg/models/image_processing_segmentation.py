@@ -27,9 +27,9 @@ from .grid_sizes import round_up
 from .image_processing_inputs import RGB_LIKE, class_map, highest_value, list_maps, rgb_image, to_pixels
 from .label_maps import label_map
 
-MAX_SIDE = 2**14  # of a resized or cropped image
+MAX_SIDE = 2**14  # longest side of a resized or cropped image
 MAX_NUMBER = 1e9  # of means, standard deviations and factors; the minimum is its inverse: float32 stays finite
-MIN_SHARE = 0.01  # of the resized image that a crop keeps
+MIN_SHARE = 0.01  # minimum fraction of the resized image that a crop keeps
 MAX_SHOWN = 80  # characters of a value in a message
 SIZE_KEYS = ({"height", "width"}, {"shortest_edge"}, {"longest_edge"}, {"shortest_edge", "longest_edge"})
 
@@ -40,7 +40,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_positive(value: Any) -> bool:
-    """Return whether a value can be multiplied and divided by."""
+    """Return whether a value is a positive number whose inverse float32 can hold."""
     return is_number(value) and value >= 1 / MAX_NUMBER
 
 
@@ -67,12 +67,12 @@ def is_flag(value: Any) -> bool:
 
 
 def is_filter(value: Any) -> bool:
-    """Return whether a value is a filter that both backends have."""
+    """Return whether a value is an interpolation filter of both PIL and torchvision."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 3
 
 
 def is_share(value: Any) -> bool:
-    """Return whether a value is the share of an image that a crop keeps."""
+    """Return whether a value is a fraction of the image, as of a center crop."""
     return is_number(value) and MIN_SHARE <= value <= 1
 
 

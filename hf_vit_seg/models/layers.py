@@ -39,7 +39,7 @@ logger = logging.get_logger(__name__)
 
 HOOKS_INSTALLED = "_output_capturing_hooks_installed"  # transformers' attribute of a model
 RECORDABLE = getattr(output_capturing, "_CAN_RECORD_REGISTRY", {})  # private, so it may be renamed
-MAX_GROUPS = 32  # of GroupNorm, section 4
+MAX_GROUPS = 32  # groups of GroupNorm, section 4
 # Options of `from_pretrained` that locate files.
 HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 RATES = ("_dropout_prob", "drop_path_rate")  # ends of the names of fields that are probabilities of dropping values
@@ -56,13 +56,13 @@ NOT_NEGATIVE = ("_eps", "padding", "paddings", "padding_kv", "depths", "num_hidd
 
 LAYERS = ("depths", "num_hidden_layers")
 MAX_LAYERS = 1000  # of a stage: a file that declares billions of layers would exhaust the memory
-MAX_INTEGER = 2**31  # of any integer
+MAX_INTEGER = 2**31  # limit of any integer field
 
 
 Fields = dict[str, Any]
 FORMAT_FIELD = "hf_vit_seg_version"  # in config.json
-FORMAT_VERSION = "0.1.0"  # of the package, which is not installed where this code is loaded from the Hub
-FIRST_VERSION = "0.1.0"  # of configs without the field
+FORMAT_VERSION = "0.1.0"  # the package's version: it is not installed where this code is loaded from the Hub
+FIRST_VERSION = "0.1.0"  # version of configs without the field
 # Changes of the fields of configs, by the version that made them, in ascending order.
 MIGRATIONS: tuple[tuple[str, Callable[[Fields], Fields]], ...] = ()
 
@@ -97,11 +97,15 @@ def check_fields(fields: Mapping[str, Any], name: str) -> None:
 
     Configs check their own fields when they are built, but some of these are used before.
     """
-    for field, expected in (("id2label", Mapping), ("out_indices", list | tuple), ("out_features", list | tuple)):
+    for field, expected, described in (
+        ("id2label", Mapping, "a mapping"),
+        ("out_indices", list | tuple, "a list of indices"),
+        ("out_features", list | tuple, "a list of names"),
+    ):
         given = fields.get(field)
         is_flat = not isinstance(given, list | tuple) or all(isinstance(each, int | str) for each in given)
         if given is not None and not (isinstance(given, expected) and is_flat):
-            raise HfVitSegError(f"{name}.{field} has the type {type(given).__name__}, or values of other types")
+            raise HfVitSegError(f"{name}.{field} must be {described}, got {str(given)[:80]}")
     for field, given in fields.items():
         limit = MAX_LAYERS if field in LAYERS else MAX_INTEGER
         for number in given if isinstance(given, list | tuple) else [given]:

@@ -43,7 +43,7 @@ from .segmentation_heads import HEADS, find_head, has_rising_strides, initialize
 
 TIMM_WEIGHTS = "model.safetensors"
 CHANNELS_LAST = "NHWC"
-DEFAULT_SIZE = 224  # of images, for backbones whose config has no image size
+DEFAULT_SIZE = 224  # image size for backbones whose config has none
 T = TypeVar("T")
 
 
@@ -122,7 +122,7 @@ def feature_strides(backbone: Any) -> tuple[tuple[int, int], ...]:
 
 
 CONFIG_FIELDS = {field.name for field in fields(BackboneSegmentationConfig)} - {"dtype"} | {"num_labels"}
-ATTENTION_HEAD_DIM = 64  # of the mask transformer, as in all published ViTs
+ATTENTION_HEAD_DIM = 64  # width of a head of the mask transformer, as in all published ViTs
 INITIALIZED = "_is_hf_initialized"  # the attribute by which transformers skips initialized modules
 RECORDED_OUTPUTS = ("output_hidden_states", "output_attentions")
 TENSOR_KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys")

@@ -22,7 +22,7 @@ from .heatmaps import check_pairs, flip_back, heatmap_loss, heatmaps_from_keypoi
 from .layers import head_norm, with_dicts
 from .modeling_vit import VisionTransformerModel, VisionTransformerPreTrainedModel, patch_map
 
-HEAD_STD = 0.001  # of the released head: heatmaps are near zero at first, as almost all of their targets are
+HEAD_STD = 0.001  # as released: heatmaps are near zero at first, like almost all of their targets
 UPSAMPLING = 4
 
 

@@ -30,7 +30,7 @@ from .modeling_vit import VisionTransformerForSemanticSegmentation as VisionTran
 from .modeling_vit import VisionTransformerModel, VisionTransformerPreTrainedModel, patch_map
 from .query_head import additive_mask, attended_pixels, compute_mask_logits
 
-UPSCALE_NORM_EPS = 1e-6  # of the released code, for every encoder
+UPSCALE_NORM_EPS = 1e-6  # as in the released code, for every encoder
 
 
 class MaskMLP(nn.Module):

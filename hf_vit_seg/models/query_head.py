@@ -26,7 +26,7 @@ from .segmentation_heads import DEFAULT_HIDDEN_SIZE, PYRAMID_LEVELS, FeaturePyra
 
 MLP_RATIO = 8  # 2048 / 256 in the released code
 ATTENDED_LEVELS = 3  # the coarsest levels
-TEMPERATURE = 10000.0  # of the position embeddings
+TEMPERATURE = 10000.0  # base of the position embeddings
 
 
 def mask_mlp(width: int, activation: type[nn.Module]) -> nn.Sequential:

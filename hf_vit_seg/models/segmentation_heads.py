@@ -27,7 +27,7 @@ from .external_heads import EXTERNAL_HEADS
 from .layers import LayerGeometry, VisionTransformerLayer, head_norm, split_axis
 
 PYRAMID_LEVELS = 4
-DEFAULT_HIDDEN_SIZE = 256  # of all-MLP heads
+DEFAULT_HIDDEN_SIZE = 256  # default width of all-MLP heads
 # Optional parameters of registered heads, and the config fields with their values.
 SETTINGS = {
     "hidden_size": "decode_head_hidden_size",

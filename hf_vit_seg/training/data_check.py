@@ -37,7 +37,7 @@ from .recipe_loading import load_recipe
 REPORT, FACTS = "report.json", "facts.json"
 SUGGESTED = ("inverse_root", "median_frequency")
 WITHOUT_WEIGHTS = frozenset({"pose", *SEGMENT_TASKS})
-MAX_LINES = 20  # of problems, warnings and unknown values on the console; the report is complete
+MAX_LINES = 20  # lines of each kind on the console; the report is complete
 
 
 def check_data(

@@ -298,7 +298,7 @@ NONSENSE: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("name", NONSENSE)
-def test_nonsense_in_processors_raises_when_read(tmp_path: Path, name: str) -> None:
+def test_invalid_processor_settings_raise_on_read(tmp_path: Path, name: str) -> None:
     for value in NONSENSE[name]:
         with pytest.raises(ConversionError, match=f"config.json': {name} is"):
             check_processor({name: value}, tmp_path / "preprocessor_config.json")

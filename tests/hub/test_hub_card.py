@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 from hf_vit_seg import architectures
 from hf_vit_seg.cli import app
 from hf_vit_seg.hub import Target, push
-from hf_vit_seg.hub.card import CardOptions, is_written, model_card, write_run_cards
+from hf_vit_seg.hub.card import CardOptions, is_custom_card, model_card, write_run_cards
 from hf_vit_seg.hub.card_text import package_bibtex
 from hf_vit_seg.hub.model_directory import model_directory
 from hf_vit_seg.inference.segmenter import Segmenter
@@ -305,10 +305,10 @@ def test_card_metadata_round_trip(tmp_path_factory, provenance):
 
 def test_empty_template_is_not_a_card():
     form = ModelCard.from_template(ModelCardData(library_name="transformers"), model_description="A model.").content
-    assert not is_written(form)
-    assert is_written(form.replace("[More Information Needed]", "Cells under a microscope.", 1))
-    assert is_written("# Mine\n")
-    assert not is_written(f"# Ours\n{MARK}\n")
+    assert not is_custom_card(form)
+    assert is_custom_card(form.replace("[More Information Needed]", "Cells under a microscope.", 1))
+    assert is_custom_card("# Mine\n")
+    assert not is_custom_card(f"# Ours\n{MARK}\n")
 
 
 def test_keypoints_are_listed_with_their_mirror_images(tmp_path):

@@ -214,7 +214,7 @@ def test_harmless_text_is_accepted(text):
 
 @pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("name", ["gpu", "workstation", "localhost", "a-1"])
-def test_machines_with_plain_names_are_not_looked_for(monkeypatch, name):
+def test_common_host_names_are_not_flagged(monkeypatch, name):
     monkeypatch.setattr(socket, "gethostname", lambda: name)
     check_private({"README.md": f"trained on {name}".encode()}, None)
 

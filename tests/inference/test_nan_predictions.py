@@ -123,7 +123,7 @@ def test_only_corrupted_file_fails(task, options, images, tmp_path, request):
 
 @pytest.mark.parametrize("protocol", [Protocol(), Protocol(window=(32, 32), stride=(24, 24))])
 @pytest.mark.parametrize("kind", [str, Path.read_bytes])
-def test_declared_pixels_are_no_result(segmentation, objects, tmp_path, protocol, kind):
+def test_nodata_pixels_have_no_label_or_object(segmentation, objects, tmp_path, protocol, kind):
     """Segmenters treat pixels without data as `predict` does."""
     path, corrupted = tmp_path / "a.tif", pixels(corrupted=True)
     tags = [(42113, "s", 0, str(UNDECLARED), True)]  # GDAL_NODATA

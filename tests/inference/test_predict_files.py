@@ -85,7 +85,7 @@ def test_top_k_above_class_count_raises(model, tmp_path):
     photo().save(tmp_path / "a.png")
     code, text = predict(model, tmp_path / "a.png", "--out", tmp_path / "out", "--top-k", 6)
     assert code == 1
-    assert "5 classes only" in text
+    assert "at most the number of classes, 5" in text
 
 
 def test_multichannel_images(tmp_path):

@@ -340,7 +340,7 @@ def test_invalid_protocols_raise(settings, words):
 def test_excessive_sizes_and_class_counts_raise():
     with pytest.raises(ValueError, match="smaller size or scale"):
         segmenter(size="own", scales=(1e4,)).prepare(noise(30, 40))
-    with pytest.raises(ValueError, match="5 classes only"):
+    with pytest.raises(ValueError, match="number of classes, 5"):
         segmenter()(noise(30, 40), top_k=6)
 
 

@@ -72,7 +72,7 @@ BEHAVIORS = {
 
 
 @pytest.mark.parametrize("outcome", BEHAVIORS)
-def test_outcomes_are_judged(tmp_path, monkeypatch, outcome):
+def test_judge_classifies_each_outcome(tmp_path, monkeypatch, outcome):
     monkeypatch.setattr("tests.reliability.sandbox.SECONDS", 0.1 if outcome == "slow" else 60.0)
     assert judge(Case("kind", 100, BEHAVIORS[outcome]), tmp_path)["outcome"] == outcome
 
@@ -95,7 +95,7 @@ def test_crashes_and_hangs_are_failures_and_the_next_case_runs(cases, monkeypatc
     assert dict(outcomes.counts) == {("0", "crash"): 1, ("1", "slow"): 1, ("2", "refused"): 1}
 
 
-def test_code_and_half_written_directories_are_noticed(tmp_path):
+def test_code_execution_and_partial_output_are_failures(tmp_path):
     marker, folder = tmp_path / "marker", tmp_path / "case"
     check = left_by_conversion(marker)
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Processes that are killed at random moments while they write: batch inference, and a training with checkpoints.
+"""Processes that are killed at random moments while they write: batch inference, also with Ray, and a training.
 
 The same command is started again until it ends. Its files must then be those of a run that was never interrupted.
 """
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import eq
 from pathlib import Path
@@ -30,7 +31,8 @@ ABOUT = (
     "The files must be those of a run that was never interrupted, byte by byte for label maps, and bit by bit for the "
     "weights of a training."
 )
-KILLS, PHOTOS = 50, 600
+KILLS, RAY_KILLS, PHOTOS = 50, 20, 600
+ACTOR = "ray::MapWorker"  # the title that Ray gives to the processes of its actors
 MAX_PAUSE = 8.0  # seconds between kills; a worker takes about half of it to start
 COMMAND = [sys.executable, "-m", "hf_vit_seg.cli"]
 END = 300.0  # seconds of a command that is not killed
@@ -120,7 +122,47 @@ def kill_workers(folder: Path, kills: int) -> KilledRun:
     return KilledRun("`predict` by shards, workers", done, commands, tuple(differences))
 
 
-def children(process: psutil.Popen) -> list[psutil.Process]:
+def kill_ray_processes(folder: Path, kills: int) -> KilledRun:
+    """Kill an actor of `predict --engine ray`, or a process that decodes images for one, in turns.
+
+    A run that has finished is followed by another one, until there were enough kills.
+    """
+    moments, done, commands, runs = random.Random(0), 0, 0, 0
+    differences: list[str] = []
+    model, photos = save_segmenter(folder / "model"), write_photos(folder / "photos", PHOTOS)
+    arguments = [*COMMAND, "predict", str(model), str(photos), "--shards", "20", "--no-overlay", "--workers", "2"]
+    subprocess.run([*arguments, "-o", str(folder / "whole")], check=True, capture_output=True)
+    expected = results(folder / "whole")
+    while done < kills:
+        out, runs = folder / f"out{runs}", runs + 1
+        command = [*arguments, "--engine", "ray", "-o", str(out)]
+        commands, process = commands + 1, start(command)
+        while process.poll() != 0:
+            if process.poll() is not None:
+                commands, process = commands + 1, start(command)
+            time.sleep(moments.uniform(0, MAX_PAUSE))
+            actors = [each for each in descendants(process) if ACTOR in command_line(each)]
+            decoders = [each for actor in actors for each in children(actor) if "spawn_main" in command_line(each)]
+            victims = actors if done % 2 else decoders
+            if done >= kills or not victims:
+                continue
+            with suppress(psutil.NoSuchProcess):
+                moments.choice(victims).kill()
+                done += 1
+        differences += differing_names(results(out), expected)
+        differences += [str(path) for path in out.rglob(".tmp-*")]
+    return KilledRun("`predict --engine ray`, actors and decoders", done, commands, tuple(differences))
+
+
+def descendants(process: psutil.Process) -> list[psutil.Process]:
+    """Return the children of a process and theirs; none if it has ended."""
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def children(process: psutil.Process) -> list[psutil.Process]:
     """Return the children of a process; none if it has ended."""
     try:
         return process.children()
@@ -173,11 +215,11 @@ def section(runs: Sequence[KilledRun]) -> str:
 
 
 def run(folder: Path, kills: int = KILLS) -> list[KilledRun]:
-    """Kill both kinds of runs."""
+    """Kill all kinds of runs."""
     runs = []
-    for part in (kill_workers, kill_training):
+    for part, count in ((kill_workers, kills), (kill_ray_processes, min(kills, RAY_KILLS)), (kill_training, kills)):
         place = folder / part.__name__
         place.mkdir()
-        runs.append(part(place, kills))
+        runs.append(part(place, count))
         print(runs[-1].row(), *runs[-1].differences[:5], flush=True)
     return runs

@@ -263,7 +263,7 @@ class SplitFacts:
         return found and len(self.classes) == 2 and self.absent == (1,)
 
     def ignored_class_message(self, absent: int) -> str | None:
-        """Return a message if an ignored value is frequent, which may be that of the absent class with this index."""
+        """Return a warning if an ignored value is frequent: it may be that of the absent class with this index."""
         total = sum(found.count for found in self.values.values())
         frequent = [(raw, o) for raw, o in self.ignored.items() if o.count >= FREQUENT * total]
         if not frequent:

@@ -28,7 +28,7 @@ from hf_vit_seg.text_files import ANNOTATION_BYTES, read_json
 
 from .object_facts import ObjectFacts, read_object_facts
 
-VERSION = 6  # of the cache's format
+VERSION = 6  # version of the cache's format
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from PIL import Image
 from hf_vit_seg.models.image_processing_inputs import reduce_gray
 
 RGB = 3
-DARK = 64  # of 256 levels: values of 14 bits
+DARK = 64  # gray level (of 256) of 14-bit white
 DARKEST, BRIGHTEST = 0.02, 0.98  # quantiles that are mapped to black and white
 MAX_SAMPLES = 2**20  # pixels per channel that the quantiles are computed from
 

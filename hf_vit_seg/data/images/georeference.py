@@ -80,7 +80,7 @@ def world_file_tags(path: Path, centers: bool = False) -> GeoTags:
     except ValueError:
         raise ImageFileError(f"{file}: it is not a world file, expected six numbers: fix or remove it") from None
     if not all(map(math.isfinite, (a, b, d, e, x, y))) or a * e == b * d:
-        raise ImageFileError(f"{file}: its numbers give all pixels the same or no coordinates: fix or remove it")
+        raise ImageFileError(f"{file}: its transform is not invertible or not finite: fix or remove it")
     half = 0.0 if centers else 0.5
     values = (a, b, 0.0, x - half * (a + b), d, e, 0.0, y - half * (d + e), *[0.0] * 7, 1.0)
     return ((MATRIX, DOUBLE, len(values), values, True),)

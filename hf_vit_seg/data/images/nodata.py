@@ -14,7 +14,7 @@ import torch
 
 from .files import TIFFS, ImageBytes, as_stream, first_bytes, raise_image_errors
 
-IMPLAUSIBLE = 1e30  # no measured value; declared as missing, it is so in a single channel too
+IMPLAUSIBLE = 1e30  # never a measurement: as a nodata value, it counts in a single channel too
 NODATA = 42113  # the TIFF tag GDAL_NODATA
 
 # "file": the value that the file declares, if any; "none": ignore declared values.

@@ -18,7 +18,7 @@ from .coco_files import CocoAnnotation, CocoFile, CocoImage, Id, Places, read_co
 from .coco_geometry import MAX_EXTENT, check_extent, check_pixel_units, check_within
 from .source import SourceError, SourceRecord
 
-ID_RANGE = range(-(2**63), 2**63)  # of int64
+ID_RANGE = range(-(2**63), 2**63)  # range of int64
 AREA_NOTE = (
     "the person's area is 0, so that no predicted keypoints match it: set it to the area of the outline or of the box, "
     "or remove `area`, which means that of the box"

@@ -20,7 +20,7 @@ from .sklearn_digits import DigitsSource
 from .source import Source, SourceError, SourceRecord
 from .tar_shards import WebDatasetSource
 
-METHODS = ("__len__", "read", "name", "files", "group")  # of a Source
+METHODS = ("__len__", "read", "name", "files", "group")  # methods of a Source
 
 SOURCES: Table[SourceRecord] = Table(
     "data source",

@@ -76,7 +76,7 @@ class WebDatasetSource(SourceRecord):
         ]
         required = set(extensions)
         if task == "instance" and not any("mask" in members for *_, members in listed):
-            required.discard("mask")  # of one class
+            required.discard("mask")  # one class needs no mask
         found = [each for each in listed if required <= each[2].keys()]
         if not found or (self.unpaired == "error" and len(found) < len(listed)):
             raise SourceError(describe_unpaired(paths, listed, {kind: extensions[kind] for kind in required}))
@@ -179,7 +179,7 @@ def match_address(given: str) -> list[str]:
         return [filesystem.unstrip_protocol(name) for name in sorted(filesystem.glob(path))]
     except StorageError as error:
         raise SourceError(str(error)) from None
-    except Exception as error:  # of the network and of access; each file system has its own
+    except Exception as error:  # network and access errors; each file system has its own classes
         raise SourceError(f"{given} cannot be listed: {error_sentence(error)}") from error
 
 

@@ -15,7 +15,7 @@ from hf_vit_seg.errors import HfVitSegError, error_sentence
 
 Value = TypeVar("Value")
 LOCAL = "file://"
-ATTEMPTS, FIRST_PAUSE = 4, 0.5  # of reading and writing over a network; each pause is twice the last one
+ATTEMPTS, FIRST_PAUSE = 4, 0.5  # for network reads and writes; each pause is twice the last one
 MAX_DOWNLOAD = 512 * 2**20  # bytes of a file that is read whole
 UNKNOWN = -1  # size in bytes
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
@@ -90,7 +90,7 @@ def files_below_address(folder: str, suffixes: Collection[str], skip: Collection
         raise StorageError(f"{folder}: a web server does not list its files: use a list of files (kind: list)")
     try:
         found = list_address(filesystem, path)
-    except Exception as error:  # of the network and of access; each file system has its own
+    except Exception as error:  # network and access errors; each file system has its own classes
         raise StorageError(f"{folder} cannot be listed: {error_sentence(error)}") from error
     inside = [name.removeprefix(path).lstrip("/") for name in found]
     skipped = tuple(f"{each.rstrip('/')}/" for each in skip)
@@ -131,7 +131,7 @@ def read_range(path: str, start: int, size: int, name: str) -> bytes:
     """Read bytes of a local file or one at an address. Raises ImageFileError or ConnectionLost."""
     check_size(size, name)
     data = read_remote(name, lambda: read_local_range(path, start, size))
-    if len(data) > size:  # of a web server that sends the whole file
+    if len(data) > size:  # the server sent the whole file
         data = data[start : start + size]
     if len(data) != size:
         raise ImageFileError(f"{name}: the file {PurePosixPath(path).name} is shorter than when it was listed")

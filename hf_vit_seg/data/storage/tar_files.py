@@ -39,7 +39,7 @@ def list_members(path: str, wanted: Callable[[str], bool] = lambda name: False) 
             raise ImageFileError(f"{path} is not an uncompressed tar file: {error_sentence(error)}") from error
         except HfVitSegError:
             raise
-        except Exception as error:  # of the network; each file system has its own
+        except Exception as error:  # network errors; each file system has its own classes
             if not is_address(path):
                 raise
             raise ConnectionLost(f"{path} cannot be read: {error_sentence(error)}") from error

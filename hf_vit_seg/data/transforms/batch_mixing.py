@@ -19,7 +19,7 @@ from .context import Share
 class BatchOptions(Record):
     """The options of a batch transform in a recipe, with the probability that it is applied to a batch."""
 
-    alpha: Factor = 1.0  # of the Beta distribution of the mixing ratio
+    alpha: Factor = 1.0  # parameter of the Beta distribution of the mixing ratio
     probability: Share = 0.5
 
     def build(self, num_classes: int) -> v2.Transform:

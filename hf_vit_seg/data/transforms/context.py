@@ -32,10 +32,10 @@ def check_ascending(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
-MAX_BOUND = 1000  # of scales, ratios and standard deviations
+MAX_BOUND = 1000  # limit for scales, ratios and standard deviations
 Bound = Annotated[float, Field(gt=0, le=MAX_BOUND)]
 PositiveBounds = Annotated[tuple[Bound, Bound], AfterValidator(check_ascending)]
-MAX_SIDE = 2**16  # of images that transforms make, in pixels
+MAX_SIDE = 2**16  # longest side of transformed images, in pixels
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Sides = Side | tuple[Side, Side]
 Share = Annotated[float, Field(ge=0, le=1)]

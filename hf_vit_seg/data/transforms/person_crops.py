@@ -22,7 +22,7 @@ from hf_vit_seg.records import Factor
 
 from .context import Share, Sides, TransformContext, TransformOptions
 
-PADDING = 1.25  # of a person's box (mmpose)
+PADDING = 1.25  # scale of a person's box (mmpose)
 
 
 @dataclass(frozen=True, eq=False)

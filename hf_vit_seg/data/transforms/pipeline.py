@@ -85,7 +85,7 @@ class Pipeline:
         self.transform = v2.Compose(list(steps)) if steps else None
         # torchvision resizes and counts uint8 far faster than int64.
         self.mask_dtype = torch.uint8 if ignore_index <= 255 else torch.int32
-        self.white = white  # of RGB images of 16 bits
+        self.white = white  # white level of 16-bit RGB images
 
     def __call__(
         self, image: torch.Tensor, target: Any, stuff: frozenset[int] = frozenset()

@@ -16,7 +16,7 @@ import torch
 from hf_vit_seg.data.labels.segment_classes import keep_segments
 from hf_vit_seg.data.samples import Segments
 
-MIN_SHARE = 0.1  # of an object's area before the crops, at the current scale
+MIN_SHARE = 0.1  # minimum fraction of an object's area left by a crop
 MIN_AREA = 8  # pixels of an object
 
 

@@ -35,7 +35,7 @@ DATASETS = "datasets://"
 TAR, PARQUET = ".tar", ".parquet"
 DATASET_SETTINGS = ("split", "config", "revision")
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")  # in this order, if no column is given
-LABELS = re.compile(r"\.(seg|overlay|scores|entropy)\.png$")  # of our own tar files
+LABELS = re.compile(r"\.(seg|overlay|scores|entropy)\.png$")  # members of our own tar files
 
 
 class InputError(HfVitSegError):
@@ -160,7 +160,7 @@ def open_remote(address: str, column: str) -> Iterator[tuple[Source, Iterable[En
         files = list_address(filesystem, path)
     except FileNotFoundError:
         files = {}
-    except Exception as error:  # of the network and of access; each file system has its own
+    except Exception as error:  # network and access errors; each file system has its own classes
         raise InputError(f"{address} cannot be listed: {error_sentence(error)}") from error
     known = readable_suffixes()
     alone = list(files) == [path]
@@ -230,8 +230,10 @@ def open_parquet(path: str) -> Iterator[Any]:
             file = pyarrow.parquet.ParquetFile(stream)
         except pyarrow.ArrowException as error:
             raise ImageFileError(f"{path} is not a Parquet file: {error_sentence(error)}") from error
-        except ValueError as error:  # of a web server that sends whole files only
-            raise ImageFileError(f"{path} cannot be read in parts: {error_sentence(error)}") from error
+        except ValueError as error:  # the server only sends whole files
+            raise ImageFileError(
+                f"{path}: the server does not support range requests: {error_sentence(error)}"
+            ) from error
         yield file
 
 

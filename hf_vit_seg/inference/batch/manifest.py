@@ -28,12 +28,16 @@ from .storage import Storage
 FOLDER = ".manifest"
 HEADER, IMAGES = f"{FOLDER}/manifest.json", f"{FOLDER}/images.parquet"
 VERSION = 1
-MAX_SHARD_IMAGES, MIN_SHARD_IMAGES, TARGET_SHARDS = (
-    1024,
-    16,
-    64,
-)  # images of a shard; shards to have, within these sizes
-PACKAGES = ("hf_vit_seg", "torch", "torchvision", "transformers", "numpy", "pillow")  # that determine the results
+MIN_SHARD_IMAGES, MAX_SHARD_IMAGES = 16, 1024
+TARGET_SHARDS = 64  # number of shards, if their sizes are within these limits
+PACKAGES = (
+    "hf_vit_seg",
+    "torch",
+    "torchvision",
+    "transformers",
+    "numpy",
+    "pillow",
+)  # their versions determine the results
 CHUNK = 65_536  # rows that are converted to Arrow together
 
 
@@ -171,7 +175,7 @@ class Listing:
         self.sources: list[Source] = []
         self.chunks: list[Any] = []
         self.places: list[str] = []
-        self.numbers = array("i")  # of the sources
+        self.numbers = array("i")  # source number of each image
         self.count = 0
         self.seen: set[int] = set()
 

@@ -17,7 +17,7 @@ from hf_vit_seg.inference.files.results import COCO
 # The results of `cat.overlay.jpg` would have the name of another result of `cat.jpg`.
 RESERVED = tuple(suffix.rpartition(".")[0] for suffix in (OVERLAY, SCORES, ENTROPY, COCO))
 FOLDER_LIMIT = 10_000  # images of one folder, above which their results are divided among subfolders
-DIGITS, ALL_DIGITS = 8, 64  # of a digest in a name
+DIGITS, ALL_DIGITS = 8, 64  # digits of a digest in a name
 
 
 def target_names(

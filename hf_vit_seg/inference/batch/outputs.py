@@ -45,7 +45,7 @@ FORMATS = ("folder", "webdataset", "parquet")
 IMAGE_SUFFIXES = {LABELS: "label_map", OVERLAY: "overlay", SCORES: "scores", ENTROPY: "entropy"}
 TAR_SUFFIXES = {LABELS: ".seg.png"}  # so that the input may be a PNG
 ROW_GROUP = 100  # images of a row group, as on the Hub
-IMAGE_FORMATS = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # of PIL, whose suffix is not their name
+IMAGE_FORMATS = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # PIL formats whose suffix is not their name
 
 
 @dataclass(frozen=True, eq=False)

@@ -139,7 +139,7 @@ def read_ahead(
 
 # Processes that decode
 
-_preparation: ImagePreparation | None = None  # of a process that decodes
+_preparation: ImagePreparation | None = None  # set in processes that decode
 
 
 def start_process(preparation: ImagePreparation) -> None:

@@ -68,7 +68,7 @@ class Storage:
                 filesystem.makedirs(str(PurePosixPath(self.path(name)).parent), exist_ok=True)
                 filesystem.put_file(os.fspath(path), self.path(name))
                 return
-            except Exception as error:  # of the network; each file system has its own
+            except Exception as error:  # network errors; each file system has its own classes
                 if attempt == ATTEMPTS - 1 or isinstance(error, PermissionError):
                     raise write_error(Path(self.root, name), error) from error
                 time.sleep(FIRST_PAUSE * 2**attempt)
@@ -84,7 +84,7 @@ class Storage:
             yield
         except (FileNotFoundError, HfVitSegError):
             raise
-        except Exception as error:  # of the disk, the network and of access; each file system has its own
+        except Exception as error:  # disk, network and access errors; each file system has its own classes
             if self.folder is not None and not isinstance(error, OSError):
                 raise
             raise StorageError(f"{self.root}/{name} cannot be accessed: {error_sentence(error)}") from error

@@ -73,7 +73,7 @@ class TimedModel:
 
     def __init__(self, model: Model):
         self.model, self.milliseconds = model, 0.0
-        self.device = torch.device("cpu")  # of the last logits
+        self.device = torch.device("cpu")  # device of the last logits
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the model's logits."""

@@ -15,7 +15,7 @@ from hf_vit_seg.models.label_maps import CHUNK_BYTES, label_map, score_map
 from .protocols import PredictionError
 from .row_logits import LogitGrid, RowLogits, resize_rows
 
-COPIES = 4  # of a chunk's logits that exist at the same time
+COPIES = 4  # copies of a chunk's logits in memory at once
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def read_maps(
     """
     selection = selection or MapSelection()
     if selection.top_k > max(classes, 2):
-        raise PredictionError(f"top_k is {selection.top_k}, but there are {max(classes, 2)} classes only")
+        raise PredictionError(f"top_k must be at most the number of classes, {max(classes, 2)}, got {selection.top_k}")
     alone = row_logits[0] if len(row_logits) == 1 else None
     exact = label_map(alone.logits, size, dtype=dtype) if isinstance(alone, LogitGrid) else None
     if isinstance(alone, LogitGrid) and exact is not None and not (selection.entropy or selection.top_k):

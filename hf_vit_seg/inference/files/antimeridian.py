@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 HALF, TURN, POLE = 180.0, 360.0, 90.0
-DECIMALS = 9  # of degrees: 0.1 mm
+DECIMALS = 9  # decimals of degrees: 0.1 mm
 AT_POLE = 1e-7  # degrees, 1 cm: closer corners have no longitude
 NARROWEST = 1e-8  # degrees, 1 mm: narrower parts are errors of rounding
 SAMPLED = 16  # corners of a hole that are compared with polygons

@@ -128,14 +128,14 @@ def person_category(lists: CocoLists, path: Path) -> CocoCategory:
         if len(candidates) == 1:
             return candidates[0]
     names = format_list([category.name for category in lists.categories])
-    raise BoxesError(f"{path} has the categories {names or 'none'}: keep the one whose boxes are meant")
+    raise BoxesError(f"{path} has the categories {names or 'none'}: keep only the category whose poses to estimate")
 
 
 def boxes_of_results(path: Path, content: list[object]) -> Boxes:
     """Return the boxes of detections of one category."""
     results = validate_entries(RESULTS, content, path)
     if len(categories := {result.category_id for result in results}) > 1:
-        raise BoxesError(f"{path} has boxes of the categories {format_list(categories)}: keep those of persons")
+        raise BoxesError(f"{path} has boxes of the categories {format_list(categories)}: keep only those of persons")
     persons: dict[Id, list[PersonBox]] = {}
     images: dict[str, Id] = {}
     for index, result in enumerate(results):

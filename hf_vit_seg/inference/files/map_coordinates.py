@@ -91,7 +91,7 @@ class MapCoordinates:
 
         try:
             found = np.stack(transform(self.crs, WGS84, points[:, 0], points[:, 1])[:2], axis=1)
-        except Exception as error:  # of GDAL: CPLE_BaseError, which is not public
+        except Exception as error:  # GDAL raises CPLE_BaseError, which is not public
             raise self.domain_error(error_sentence(error)) from error
         if not np.isfinite(found).all():
             raise self.domain_error("some are infinite")

@@ -117,12 +117,12 @@ def common_plan(segmenter: ImageSegmenter, job: Job, image: RegionImage, options
     status = job.image.path.stat()
     return {
         "image": [str(job.image.path.resolve()), status.st_size, status.st_mtime_ns, *image.size],
-        "model": [options.model, weight_times(options.model), str(segmenter.model.dtype)],
+        "model": [options.model, weights_mtimes(options.model), str(segmenter.model.dtype)],
         "protocol": segmenter.protocol.model_dump(mode="json"),
     }
 
 
-def weight_times(model: str) -> list[int]:
+def weights_mtimes(model: str) -> list[int]:
     """Return the modification times of a local model's weights; empty for a Hub id."""
     path = Path(model)
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if model else []
@@ -147,7 +147,7 @@ def write_tile(planes: Mapping[str, Plane], tile: Tile, maps: PixelMaps, missing
     for name, plane in planes.items():
         kind, _, number = name.partition(".")
         found: torch.Tensor | None = getattr(maps, kind)
-        if found is None:  # of the top classes, where all pixels are nodata
+        if found is None:  # no top classes, since all pixels are nodata
             pixels = np.zeros(tile.size, plane.dtype)
         else:
             values = found[0, int(number)] if number else found[0]

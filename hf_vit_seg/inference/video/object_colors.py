@@ -11,7 +11,7 @@ import numpy as np
 from hf_vit_seg.drawing.objects import object_colors
 from hf_vit_seg.inference.segments import FoundSegments
 
-MIN_IOU = 0.1  # of the same object in two frames
+MIN_IOU = 0.1  # minimum IoU of an object in consecutive frames
 
 
 class ObjectColors:

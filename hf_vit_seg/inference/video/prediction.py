@@ -102,7 +102,7 @@ class ObjectTally(Tally):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.colors = ObjectColors()
-        self.counts: list[np.ndarray] = []  # of each frame, (K,)
+        self.counts: list[np.ndarray] = []  # pixels per class of each frame, (K,)
 
     def add(self, result: FoundSegments) -> None:
         """Count objects and their pixels."""

@@ -23,7 +23,7 @@ from typing import Any
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.atomic_io import PARTIAL, atomic_directory, clean_up, write_text
-from hf_vit_seg.conversion.files.download import is_address
+from hf_vit_seg.conversion.files.download import is_url
 from hf_vit_seg.conversion.pretrained import pretrained_provenance
 from hf_vit_seg.data.sources.registry import SOURCES
 from hf_vit_seg.directory_lock import LOCK, RECIPE, RUN_FOLDERS
@@ -64,7 +64,7 @@ class RunDirectory:
         return self.best if self.best.exists() else self.last
 
     @property
-    def traces(self) -> list[Path]:
+    def outputs(self) -> list[Path]:
         """The existing outputs of a run."""
         return [self.path / name for name in OURS if (self.path / name).exists()]
 
@@ -74,26 +74,26 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.path} is a file, expected a directory; choose another --out")
         if resume and overwrite:
             raise RunDirectoryError("--resume and --overwrite exclude each other")
-        if self.traces and not resume and not overwrite:
+        if self.outputs and not resume and not overwrite:
             raise RunDirectoryError(
                 f"{self.path} already contains a run; continue it with --resume, replace it with --overwrite, or "
                 "choose another --out"
             )
-        if not self.traces and self.path.exists() and any(map(self.is_foreign, self.path.iterdir())):
+        if not self.outputs and self.path.exists() and any(map(self.is_foreign, self.path.iterdir())):
             raise RunDirectoryError(f"{self.path} is not empty and contains no run; choose another --out")
 
     def is_foreign(self, path: Path) -> bool:
         """Return whether a file was not written by a run, including runs that ended before the first step."""
         return path.name not in (FACTS, LOCK, ERRORS) and not path.name.startswith(PARTIAL)
 
-    def remove_traces(self) -> None:
+    def remove_outputs(self) -> None:
         """Remove the outputs of a run."""
-        for path in self.traces:
+        for path in self.outputs:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def discard(self) -> None:
         """Remove the outputs of a run and the facts of its data."""
-        self.remove_traces()
+        self.remove_outputs()
         self.facts.unlink(missing_ok=True)
 
     def prepare(self, recipe: Recipe, resume: bool, skipped: Sequence[Mapping[str, str]] = ()) -> None:
@@ -104,7 +104,7 @@ class RunDirectory:
         Only files that runs write are removed.
         """
         if not resume:
-            self.remove_traces()
+            self.remove_outputs()
             self.errors.unlink(missing_ok=True)
         with write_errors(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def lineage(recipe: Recipe) -> Provenance:
 
 def initial_provenance(start: str) -> Provenance:
     """Return the provenance of an initial model; without a license in its card, that of its format's source."""
-    if is_address(start) or Path(start).is_file():
+    if is_url(start) or Path(start).is_file():
         return pretrained_provenance(start)
     known = find_provenance(start)
     if known.license is not None:

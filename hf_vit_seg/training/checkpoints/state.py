@@ -33,7 +33,7 @@ from .best_score import BestTracker
 MANIFEST, AVERAGE = "manifest.json", "average.safetensors"
 # Exceptions of torch, safetensors and accelerate for files that are damaged, of another kind, or would run code.
 UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError, SafetensorError)
-PACKAGES = ("hf_vit_seg", "torch", "transformers", "accelerate")  # that affect the numbers of a run
+PACKAGES = ("hf_vit_seg", "torch", "transformers", "accelerate")  # packages that affect the numbers of a run
 
 
 class CheckpointError(HfVitSegError):

@@ -52,7 +52,7 @@ class InvalidOutputs:
     """
 
     def __init__(self):
-        self.last: list[torch.Tensor] = []  # of each output since the last batch, which rows are invalid (rows,)
+        self.last: list[torch.Tensor] = []  # invalid rows (rows,) of each output since the last batch
         self.batches: list[tuple[list[int], torch.Tensor]] = []
 
     def check(self, module: Any, inputs: Any, outputs: Any) -> None:

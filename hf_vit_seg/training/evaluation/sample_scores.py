@@ -18,7 +18,7 @@ from hf_vit_seg.training.losses.objectives import Batch, HeadObjective, Objectiv
 SampleScores = tuple[tuple[int, float], ...]  # index of the sample in the split, and its score
 
 
-SEED = 0  # of the points at which masks are compared
+SEED = 0  # seed of the points at which masks are compared
 
 
 @contextmanager

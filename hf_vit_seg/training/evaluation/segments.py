@@ -26,7 +26,7 @@ from hf_vit_seg.training.recipe.schema import Recipe
 from .evaluate import Evaluation, EvaluationContext, local_batches, sum_over_processes
 from .sample_scores import ValidationLoss, gather_scores
 
-MIN_SCORE = 0.05  # of the objects that average precision counts; other scores count those of the segmenter
+MIN_SCORE = 0.05  # minimum score for average precision; other metrics use the segmenter's threshold
 
 
 def evaluate_segments(context: EvaluationContext, dataset: RawDataset) -> Evaluation:

@@ -24,11 +24,11 @@ LETTER = 0.62  # mean width of a letter relative to its height
 class Sheet(NamedTuple):
     """The layout of the figure."""
 
-    side: float  # of the matrix
+    side: float  # side of the matrix in pixels
     edge: float  # to the left of the matrix and below, for class names and axis titles
     top: float
     right: float
-    scale: float  # of text, because large figures are viewed at reduced size
+    scale: float  # text scale, because large figures are viewed at reduced size
     points: float  # font size of class names
 
 

@@ -27,7 +27,7 @@ from .samples import IGNORED
 from .segments import count_objects, segment_colors
 
 MAX_SAMPLES = 24  # samples
-WIDTH = 1600  # of the sheet
+WIDTH = 1600  # width of the sheet in pixels
 SIDE = 196  # the largest width and height of an image
 FINER = 2  # factor of supersampling, for smooth class borders
 OPACITY = 0.55

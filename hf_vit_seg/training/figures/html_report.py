@@ -23,7 +23,7 @@ from hf_vit_seg.training.reports.metrics_report import (
 )
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-WIDEST, QUALITY = 1600, 85  # of samples, which are embedded as JPEG
+WIDEST, QUALITY = 1600, 85  # samples are embedded as JPEG
 BATCHES, EXTREMES = "training_batch_", ("worst_", "best_")
 CURVES = ("training", "metrics")
 

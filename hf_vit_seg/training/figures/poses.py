@@ -15,7 +15,7 @@ from hf_vit_seg.drawing.skeletons import MIN_SCORE, Skeleton, draw_skeletons
 from .layout import add_caption, grid
 from .samples import as_rgb
 
-MAX_SIDE = 640  # of a panel
+MAX_SIDE = 640  # longest side of a panel
 NO_BONES = Skeleton()
 
 

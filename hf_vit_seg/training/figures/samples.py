@@ -30,7 +30,7 @@ from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 
 from .layout import Color, add_caption, center_on_square, grid, legend_below
 
-MAX_SIDE = 480  # of a panel
+MAX_SIDE = 480  # longest side of a panel
 THUMBNAIL = 192
 MAX_CLASSES = 24  # in a legend
 MAX_STEM_LENGTH = 120  # letters of a file name

@@ -34,7 +34,7 @@ COLUMNS: dict[Task, int] = {
 }
 MAX_SAMPLES = 16
 MAX_NAMES = 3  # classes in a caption
-MIN_SHARE = 0.01  # of a class in mixed labels
+MIN_SHARE = 0.01  # minimum fraction of a class in mixed labels
 WHITE = 255.0
 
 Cell = Callable[[Image.Image, torch.Tensor, ClassTable], Image.Image]

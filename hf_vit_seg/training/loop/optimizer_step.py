@@ -24,7 +24,7 @@ from .setup import TrainingComponents
 from .signals import GracefulStop
 
 MAX_NOT_FINITE = 5  # steps in a row
-SHOWN_SAMPLES = 8  # of a skipped step
+SHOWN_SAMPLES = 8  # samples named for a skipped step
 
 
 class TrainingError(HfVitSegError):

@@ -14,7 +14,7 @@ from hf_vit_seg.training.reports.results_table import write_results
 from .setup import TrainingComponents
 
 MIN_INTERVAL = 5.0  # seconds between plots during a run
-MAX_SHARE = 0.1  # of the time of a run that plotting may take
+MAX_SHARE = 0.1  # maximum fraction of the run's time spent on plots
 
 
 class RunOutputs:

@@ -291,7 +291,7 @@ def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerat
 @contextmanager
 def discard_on_error(directory: RunDirectory, accelerator: Accelerator) -> Iterator[None]:
     """Remove what a new run has written to its directory if it cannot start, as after a wrong setting."""
-    is_new = not directory.facts.exists() and not directory.traces
+    is_new = not directory.facts.exists() and not directory.outputs
     try:
         yield
     except HfVitSegError:

@@ -104,7 +104,7 @@ def has_own_loss(model: Any) -> bool:
 def build_logits_objective(
     recipe: Recipe, num_classes: int, ignore_index: int, frequencies: Sequence[float] | None, model: Any
 ) -> Objective:
-    """Build the objective from the recipe's losses; the default is the loss of the head, if it has one."""
+    """Return the objective of the recipe's losses; the default is the loss of the head, if it has one."""
     if has_own_loss(model) and recipe.loss == DEFAULT:
         return HeadObjective(model)
     losses = LossSum.from_recipe(recipe.loss, recipe.task, num_classes, ignore_index, frequencies)

@@ -72,7 +72,7 @@ class BinaryCrossEntropy(Loss):
     multi_label: ClassVar[bool] = True
     soft_labels: ClassVar[bool] = True
 
-    positive_weight: Factor = 1.0  # of label 1, relative to label 0
+    positive_weight: Factor = 1.0  # weight of label 1 relative to label 0
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     def check(self, task: Task, num_classes: int) -> None:

@@ -50,7 +50,7 @@ class LossSum(nn.Module):
 
     def __init__(self, terms: Mapping[str, LossTerm], weights: Sequence[float], num_classes: int | None = None):
         super().__init__()
-        self.names = tuple(terms)  # of the terms, in the order of sums and units
+        self.names = tuple(terms)  # names of the terms, in the order of sums and units
         self.terms = nn.ModuleList(terms.values())  # in a ModuleDict, a plugin could not be named "half" or "type"
         self.weights, self.num_classes = tuple(weights), num_classes
 

@@ -52,7 +52,7 @@ class Loss(Record):
     multi_label: ClassVar[bool] = False  # whether it accepts several classes of an image
     soft_labels: ClassVar[bool] = False  # whether it accepts shares of classes, which batch transforms produce
 
-    weight: Factor = 1.0  # of this term in the sum
+    weight: Factor = 1.0  # weight of this term in the sum
 
     def build(self, num_classes: int, ignore_index: int, class_frequencies: Sequence[float] | None = None) -> LossTerm:
         """Build the term for a model with `num_classes` outputs."""

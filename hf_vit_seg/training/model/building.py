@@ -39,7 +39,7 @@ from .shape_probing import channel_configs, set_channels, set_classes
 BACKBONE_FIELDS = ("out_features", "out_indices")
 IGNORE_FIELD = "semantic_loss_ignore_index"
 PAIRS_FIELD = "pose_flip_pairs"
-OWN_HEAD = "all_mlp"  # of architectures without a choice of pixel heads
+OWN_HEAD = "all_mlp"  # head of architectures without a choice of pixel heads
 DERIVED_FIELDS = {  # config fields that a recipe cannot set, and what determines them
     "id2label": "data.classes",
     "label2id": "data.classes",
@@ -252,7 +252,7 @@ def keypoint_fields(config: PreTrainedConfig, recipe: Recipe, names: Sequence[st
         return {}
     pairs, own = flip_pairs(recipe, names), recipe.model.fields.get(PAIRS_FIELD)
     if own is not None:
-        if recipe.data.flip_pairs is not None and normalize_pairs(own) != normalize_pairs(pairs):
+        if recipe.data.flip_pairs is not None and unordered_pairs(own) != unordered_pairs(pairs):
             raise RecordError(
                 f"data.flip_pairs and model.fields.{PAIRS_FIELD} differ: remove one of them (the first sets the second)"
             )
@@ -268,8 +268,8 @@ def keypoint_fields(config: PreTrainedConfig, recipe: Recipe, names: Sequence[st
     return {PAIRS_FIELD: pairs or ()}
 
 
-def normalize_pairs(pairs: Any) -> set[frozenset[int]]:
-    """Return pairs without order."""
+def unordered_pairs(pairs: Any) -> set[frozenset[int]]:
+    """Convert pairs to a set of unordered pairs, for comparison."""
     return {frozenset(pair) for pair in pairs or ()}
 
 

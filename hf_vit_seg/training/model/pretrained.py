@@ -19,7 +19,7 @@ from .classifier_rows import copy_rows, describe_rows, matching_rows
 from .parameter_names import INITIALIZED, SAVED_ADAPTERS, plain_name
 from .shape_probing import channel_axes, class_axes, class_names, differing_axes
 
-NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")  # of a layer, in a tensor's name
+NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")  # layer index in a tensor's name
 
 
 @dataclass(frozen=True)

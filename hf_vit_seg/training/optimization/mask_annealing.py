@@ -13,13 +13,13 @@ from hf_vit_seg.training.recipe.schema import ScheduleRecipe
 
 def mask_probability(layer: int, layers: int, progress: float, power: float) -> float:
     """Return the probability of a layer's mask at a `progress` of all steps from 0 to 1."""
-    past = progress * (layers + 2) - (layer + 1)  # in phases, since the layer's own has begun
+    past = progress * (layers + 2) - (layer + 1)  # phases since this layer's mask began to anneal
     return (1 - min(max(past, 0.0), 1.0)) ** power
 
 
 @dataclass(frozen=True)
 class MaskAnnealing:
-    """Sets the probabilities of a model whose inference has no masks. `model` is without wrappers."""
+    """Anneals the probability that each query block masks its attention. `model` has no wrappers, such as DDP."""
 
     model: Any
     power: float

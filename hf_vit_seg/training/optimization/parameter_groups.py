@@ -22,7 +22,7 @@ from hf_vit_seg.training.model.freezing import compile_pattern
 from hf_vit_seg.training.model.parameter_names import encoder_layers, encoder_prefix, plain_name
 from hf_vit_seg.training.recipe.schema import OptimizerRecipe
 
-NO_DECAY_SUFFIX = ", no decay"  # of the name of a group without weight decay
+NO_DECAY_SUFFIX = ", no decay"  # suffix of groups without weight decay
 
 
 class GroupRow(Record):
@@ -58,38 +58,38 @@ def group_rows(recipe: OptimizerRecipe) -> list[GroupRow]:
 
 
 @dataclass(frozen=True)
-class Placement:
-    """A parameter's part of the model, for group names, and its learning rate scale."""
+class LayerGroup:
+    """The part of the model that a parameter belongs to, for group names, and its learning rate scale."""
 
     part: str
     scale: float
 
 
-def placements(model: nn.Module, recipe: OptimizerRecipe) -> dict[str, Placement]:
-    """Return every parameter's placement by its plain name, in the order of the model."""
+def layer_groups(model: nn.Module, recipe: OptimizerRecipe) -> dict[str, LayerGroup]:
+    """Return the group of each parameter by its plain name, in the order of the model."""
     prefix, layers = encoder_prefix(model), encoder_layers(model)
     if recipe.head_multiplier != 1 and not prefix:
         raise RecordError("optimizer.head_multiplier: this model has no head; remove the setting")
     if recipe.layer_decay is not None and not layers:
         raise RecordError("optimizer.layer_decay: found no layers in this model's encoder; remove the setting")
-    placed, passed = {}, 0
+    groups, passed = {}, 0
     for name in (plain_name(name) for name, _ in model.named_parameters()):
         if not name.startswith(prefix):
-            placed[name] = Placement("head", recipe.head_multiplier)
+            groups[name] = LayerGroup("head", recipe.head_multiplier)
             continue
         layer = next((i for i, layer in enumerate(layers, 1) if name.startswith(f"{layer}.")), None)
         passed = max(passed, layer or 0)
-        placed[name] = depth_placement(passed, layer is None, len(layers), recipe.layer_decay)
-    return placed
+        groups[name] = layer_group(passed, layer is None, len(layers), recipe.layer_decay)
+    return groups
 
 
-def depth_placement(passed: int, between: bool, count: int, decay: float | None) -> Placement:
-    """Return the placement of an encoder parameter in layer `passed` of `count`, or `between` it and the next one."""
+def layer_group(layer: int, is_after: bool, num_layers: int, decay: float | None) -> LayerGroup:
+    """Return the group of an encoder parameter in a layer (from 1; 0 for the stem), or after it if `is_after`."""
     if decay is None:
-        return Placement("encoder", 1.0)
-    depth = count + 1 if between and passed == count else passed
-    part = "end of encoder" if depth > count else f"layer {depth}" if depth else "stem"
-    return Placement(part, decay ** (count + 1 - depth))
+        return LayerGroup("encoder", 1.0)
+    depth = num_layers + 1 if is_after and layer == num_layers else layer
+    part = "end of encoder" if depth > num_layers else f"layer {depth}" if depth else "stem"
+    return LayerGroup(part, decay ** (num_layers + 1 - depth))
 
 
 def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:
@@ -98,7 +98,7 @@ def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str
     RecordError for a parameter without a weight decay, a row of the recipe that matches no parameter, and if no
     parameter is trainable.
     """
-    rows, placed = group_rows(recipe), placements(model, recipe)
+    rows, placed = group_rows(recipe), layer_groups(model, recipe)
     groups: dict[tuple[str, float, float], dict[str, Any]] = {}
     unused = set(range(len(recipe.groups)))
     for name, parameter in ((plain_name(name), p) for name, p in model.named_parameters()):

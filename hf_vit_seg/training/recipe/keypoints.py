@@ -11,7 +11,7 @@ from hf_vit_seg.records import RecordError, nearest
 
 from .schema import Recipe
 
-DEFAULT_SIGMA = 0.05  # of keypoints other than those of COCO, whose sigmas are unknown
+DEFAULT_SIGMA = 0.05  # for keypoints other than COCO's, whose sigmas are unknown
 
 
 def oks_sigmas(recipe: Recipe, names: Sequence[str]) -> tuple[float, ...]:

@@ -13,12 +13,12 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import MAX_COUNT, Count, CountFromZero, Exponent, Factor, FactorFromZero, Record
 
 MAX_WORKERS = 1024  # processes that load data
-MAX_SEED = 2**32 - 1  # of numpy's generators
+MAX_SEED = 2**32 - 1  # limit of numpy's generators
 
 Task = Literal["segmentation", "classification", "pose", "instance", "panoptic"]
 Level = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Level, Level, Level]
-RawValue = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Color  # of a mask: a number, or a color
+RawValue = Annotated[int, Field(ge=-(2**63), lt=2**63)] | Color  # pixel value of a mask: a number, or a color
 Keypoint = str | CountFromZero  # a name or an index
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Milestone = Annotated[float, Field(gt=0, lt=1)]
@@ -97,7 +97,7 @@ class DataRecipe(Record):
     renamed: ClassVar = {"bands": "channels"}
 
     description: str | None = None  # what the images show and where they are from, for the model card
-    license: str | None = None  # of the images and labels, for the model card
+    license: str | None = None  # license of the images and labels, for the model card
     train: dict[str, Any]
     validation: dict[str, Any] | None = None
     test: dict[str, Any] | None = None

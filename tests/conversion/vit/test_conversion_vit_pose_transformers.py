@@ -68,7 +68,7 @@ def test_other_enlargement_raises(tmp_path: Path) -> None:
     assert_refused(tmp_path, "scale_factor", tmp_path / "there")
 
 
-def test_experts_raise(tmp_path: Path) -> None:
+def test_mixture_of_experts_vitpose_raises(tmp_path: Path) -> None:
     save_reference(tmp_path / "there", True, encoder={"num_experts": 6, "part_features": 12})
     assert json.loads((tmp_path / "there" / "config.json").read_text())["backbone_config"]["num_experts"] == 6
     assert_refused(tmp_path, "experts", tmp_path / "there")

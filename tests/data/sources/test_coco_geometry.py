@@ -167,7 +167,7 @@ def test_keypoints_as_shares_or_far_away_raise(tmp_path):
     assert open_people(3, id=2**63 - 1).person(0).annotation_id == 2**63 - 1
 
 
-def test_keypoints_that_are_not_labeled_have_no_place(tmp_path):
+def test_unlabeled_keypoint_coordinates_are_not_checked(tmp_path):
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "a.png")
     content = {
         "images": [{"id": 1, "file_name": "a.png", "height": HEIGHT, "width": WIDTH}],

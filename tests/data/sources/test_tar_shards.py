@@ -125,7 +125,7 @@ def test_incomplete_samples(tmp_path):
         open_tar(write_tar(tmp_path / "b.tar", {}))
 
 
-def test_maps_of_only_some_samples_raise(tmp_path):
+def test_missing_class_maps_raise(tmp_path):
     members = {f"{n}.{end}": png(INSTANCES) for n in range(2) for end in ("png", "instances.png")}
     path = write_tar(tmp_path / "a.tar", members | {"0.seg.png": png(CLASSES)})
     with pytest.raises(SourceError):

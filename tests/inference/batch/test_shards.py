@@ -362,7 +362,7 @@ def test_full_temporary_folder_is_no_failure_of_an_image(tmp_path):
         Storage(f"memory://{tmp_path.name}").write({"a.png": save})
 
 
-def test_name_that_is_too_long_fails_alone(photos, tmp_path, model):
+def test_long_file_name_fails_only_that_image(photos, tmp_path, model):
     (photos / f"{'n' * 250}.png").write_bytes(encoded(0))
     status = segment_shard(planned(photos, tmp_path / "out"), 0, model, LABELS_ONLY, BATCHES)
     assert status.segmented == 8 and len(status.failures) == 1
