@@ -120,7 +120,8 @@ class VisionTransformerForUniversalSegmentation(UniversalSegmentation, VisionTra
         config, size = self.config, pixel_values.shape[-2:]
         first, predictions = config.num_hidden_layers - config.num_query_blocks, []
 
-        def before_layer(index: int, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # Quoted, because torch.compile cannot evaluate unions in inner functions before torch 2.9.
+        def before_layer(index: int, tokens: torch.Tensor) -> "tuple[torch.Tensor, torch.Tensor | None]":
             """Let the queries join, and predict the masks of queries."""
             if index == first:
                 tokens = torch.cat([self.decode_head.queries.weight.expand(tokens.shape[0], -1, -1), tokens], dim=1)

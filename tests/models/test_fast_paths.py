@@ -56,23 +56,24 @@ def test_forward_mode_derivatives(model):
         assert (slope - expected).norm() < 0.02 * expected.norm()
 
 
-def test_per_sample_gradients(model):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-2), (torch.float64, 1e-9)])
+def test_per_sample_gradients(model, dtype, tolerance):
+    """In float32, which alone has fast paths, rounding can move a value across the threshold of a ReLU."""
+    model.to(dtype)
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    pixel_values = random_images(2)
+    pixel_values = random_images(2).to(dtype)
 
     def loss(parameters, image):
         return functional_call(model, (parameters, buffers), (image[None],)).logits.square().mean()
 
-    with_precomputed_gradient = vmap(grad(loss), in_dims=(None, 0))(parameters, pixel_values)
+    gradients = vmap(grad(loss), in_dims=(None, 0))(parameters, pixel_values)
     for sample, image in enumerate(pixel_values):
         model.zero_grad()
         model(image[None]).logits.square().mean().backward()
         for name, parameter in parameters.items():
             if parameter.grad is not None:
-                near = float(parameter.grad.abs().max()) * 1e-3 + 1e-7
-                torch.testing.assert_close(
-                    with_precomputed_gradient[name][sample], parameter.grad, rtol=1e-3, atol=near, msg=name
-                )
+                difference = (gradients[name][sample] - parameter.grad).norm()
+                assert difference <= tolerance * (parameter.grad.norm() + 1e-5), name
 
 
 def test_hook_on_any_layer_is_called_once(model):
