@@ -123,7 +123,7 @@ def kill_workers(folder: Path, kills: int) -> KilledRun:
 
 
 def kill_ray_processes(folder: Path, kills: int) -> KilledRun:
-    """Kill an actor of `predict --engine ray`, or a process that decodes images for one, in turns.
+    """Kill an actor of `predict --engine ray`, or on a GPU a process that decodes images for one.
 
     A run that has finished is followed by another one, until there were enough kills.
     """
@@ -143,15 +143,14 @@ def kill_ray_processes(folder: Path, kills: int) -> KilledRun:
             time.sleep(moments.uniform(0, MAX_PAUSE))
             actors = [each for each in descendants(process) if ACTOR in command_line(each)]
             decoders = [each for actor in actors for each in children(actor) if "spawn_main" in command_line(each)]
-            victims = actors if done % 2 else decoders
-            if done >= kills or not victims:
+            if done >= kills or not actors:
                 continue
             with suppress(psutil.NoSuchProcess):
-                moments.choice(victims).kill()
+                moments.choice([*actors, *decoders]).kill()
                 done += 1
         differences += differing_names(results(out), expected)
         differences += [str(path) for path in out.rglob(".tmp-*")]
-    return KilledRun("`predict --engine ray`, actors and decoders", done, commands, tuple(differences))
+    return KilledRun("`predict --engine ray`, actors", done, commands, tuple(differences))
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:
