@@ -1,6 +1,8 @@
 """SegFormer and ViT under torch.compile, ours and transformers', with the same weights and the time of compilation.
 
-python -m benchmarks.compiled [--models segformer/b0,vit/s-16] [--modes default,max-autotune-no-cudagraphs]
+    python -m benchmarks.compiled [--models segformer/b0,vit/s-16] [--modes default,max-autotune-no-cudagraphs]
+
+All must return the logits of our eager model before they are timed.
 """
 
 import time
@@ -29,6 +31,18 @@ def save_model(model: str, folder: Path) -> dict[str, Loader]:
     benchmark: Any = {"segformer": segformer, "vit": vit}[architecture]
     benchmark.save_all(variant, folder)
     return {OURS: partial(benchmark.load_ours, folder), "transformers": partial(benchmark.load_transformers, folder)}
+
+
+def draw_images(model: str, batch: int, size: int, device: str, dtype: torch.dtype) -> torch.Tensor:
+    """Return random images of a size; ViT takes 224."""
+    side = 224 if model.startswith("vit/") else size
+    return torch.randn(batch, 3, side, side, device=device, dtype=dtype)
+
+
+def image_shape(pixel_values: torch.Tensor) -> str:
+    """Return the number and size of images, such as 1x512x512."""
+    batch, _, height, width = pixel_values.shape
+    return f"{batch}x{height}x{width}"
 
 
 def compile_contender(load: Loader, mode: str, pixel_values: torch.Tensor) -> tuple[Contender, float]:
@@ -87,11 +101,10 @@ def main(
     """Print a table per model."""
     set_up(threads)
     for model in models.split(","):
-        side = 224 if model.startswith("vit") else size
-        pixel_values = torch.randn(batch, 3, side, side, device=device, dtype=getattr(torch, dtype))
+        pixel_values = draw_images(model, batch, size, device, getattr(torch, dtype))
         with TemporaryDirectory() as folder:
             rows = compare(model, save_model(model, Path(folder)), modes.split(","), pixel_values, rounds)
-        print_table(f"{model}, {batch}x{side}x{side}, {describe(pixel_values)}", COLUMNS, rows, out)
+        print_table(f"{model}, {image_shape(pixel_values)}, {describe(pixel_values)}", COLUMNS, rows, out)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Without a GPU, the same code runs on the CPU with small images and few variants,
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,8 +15,8 @@ import torch
 import typer
 
 from . import losses, training
-from .compiled import COLUMNS, compare, save_model
-from .contest import Out, describe, save_variants, set_up
+from .compiled import COLUMNS, compare, draw_images, image_shape, save_model
+from .contest import Out, save_variants, set_up
 from .measuring import print_table
 from .segformer import print_label_map_table, save_all
 
@@ -62,26 +63,24 @@ CPU = Plan(
 )
 
 
-def inference_rows(plan: Plan, dtype: torch.dtype) -> Iterator[list[str]]:
-    """Yield the rows of all models and batch sizes."""
+def inference_rows(plan: Plan) -> Iterator[list[str]]:
+    """Yield the rows of all models, dtypes and batch sizes."""
     for model in plan.models:
-        side = 224 if model.startswith("vit") else plan.size
         with TemporaryDirectory() as folder:
             loaders = save_model(model, Path(folder))
-            for batch in plan.batches:
-                pixel_values = torch.randn(batch, 3, side, side, device=plan.device, dtype=dtype)
+            for dtype, batch in product(plan.dtypes, plan.batches):
+                pixel_values = draw_images(model, batch, plan.size, plan.device, dtype)
                 is_last = (dtype, batch) == (plan.dtypes[-1], plan.batches[-1])
                 modes = ("default",) if model in plan.compiled and is_last else ()
-                yield from compare(f"{model}, {batch}x{side}x{side}", loaders, modes, pixel_values, plan.rounds)
+                name = f"{model}, {image_shape(pixel_values)}, {str(dtype).removeprefix('torch.')}"
+                yield from compare(name, loaders, modes, pixel_values, plan.rounds)
 
 
 def main(out: Out = None) -> None:
     """Print the tables."""
     set_up(None)
     plan = GPU if torch.cuda.is_available() else CPU
-    for dtype in plan.dtypes:
-        title = f"Inference, {describe(torch.empty(0, device=plan.device, dtype=dtype))}"
-        print_table(title, COLUMNS, list(inference_rows(plan, dtype)), out)
+    print_table(f"Inference, {plan.device}", COLUMNS, list(inference_rows(plan)), out)
     dtype = plan.dtypes[-1]
     for variant, folder in save_variants(",".join(plan.trained), save_all):
         rows = training.compare(variant, folder, plan.training_batch, plan.size, plan.rounds, plan.device, dtype)

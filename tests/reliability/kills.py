@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from operator import eq
 from pathlib import Path
@@ -90,8 +89,10 @@ def differing_names(
     return tuple(name for name in names if name not in common or not equal(found[name], expected[name]))
 
 
-def kill_workers(folder: Path, kills: int) -> KilledRun:
-    """Kill one of two workers of `predict` by shards, and every fifth time the whole command.
+def kill_predict(
+    folder: Path, kills: int, name: str, options: Sequence[str], kill: Callable[[psutil.Popen, int], bool]
+) -> KilledRun:
+    """Kill processes of `predict` by shards. `kill` takes the number of kills before, and returns whether it did.
 
     A run that has finished is followed by another one, until there were enough kills.
     """
@@ -103,68 +104,54 @@ def kill_workers(folder: Path, kills: int) -> KilledRun:
     expected = results(folder / "whole")
     while done < kills:
         out, runs = folder / f"out{runs}", runs + 1
-        command = [*arguments, "2", "-o", str(out)]
+        command = [*arguments, "2", *options, "-o", str(out)]
         commands, process = commands + 1, start(command)
         while process.poll() != 0:
             if process.poll() is not None:
                 commands, process = commands + 1, start(command)
             time.sleep(moments.uniform(0, MAX_PAUSE))
-            workers = [each for each in children(process) if "spawn_main" in command_line(each)]
-            if done >= kills or process.poll() is not None or not workers:
-                continue
-            if done % 5 == 4:
-                end(process)
-            else:
-                workers[done % len(workers)].kill()
-            done += 1
+            if done < kills and process.poll() is None:
+                done += kill(process, done)
         differences += differing_names(results(out), expected)
         differences += [str(path) for path in out.rglob(".tmp-*")]
-    return KilledRun("`predict` by shards, workers", done, commands, tuple(differences))
+    return KilledRun(name, done, commands, tuple(differences))
 
 
-def kill_ray_processes(folder: Path, kills: int) -> KilledRun:
-    """Kill an actor of `predict --engine ray`, or on a GPU a process that decodes images for one.
+def kill_workers(folder: Path, kills: int) -> KilledRun:
+    """Kill one of two workers of `predict` by shards, and every fifth time the whole command."""
 
-    A run that has finished is followed by another one, until there were enough kills.
-    """
-    moments, done, commands, runs = random.Random(0), 0, 0, 0
-    differences: list[str] = []
-    model, photos = save_segmenter(folder / "model"), write_photos(folder / "photos", PHOTOS)
-    arguments = [*COMMAND, "predict", str(model), str(photos), "--shards", "20", "--no-overlay", "--workers", "2"]
-    subprocess.run([*arguments, "-o", str(folder / "whole")], check=True, capture_output=True)
-    expected = results(folder / "whole")
-    while done < kills:
-        out, runs = folder / f"out{runs}", runs + 1
-        command = [*arguments, "--engine", "ray", "-o", str(out)]
-        commands, process = commands + 1, start(command)
-        while process.poll() != 0:
-            if process.poll() is not None:
-                commands, process = commands + 1, start(command)
-            time.sleep(moments.uniform(0, MAX_PAUSE))
-            actors = [each for each in descendants(process) if ACTOR in command_line(each)]
-            decoders = [each for actor in actors for each in children(actor) if "spawn_main" in command_line(each)]
-            if done >= kills or not actors:
-                continue
-            with suppress(psutil.NoSuchProcess):
-                moments.choice([*actors, *decoders]).kill()
-                done += 1
-        differences += differing_names(results(out), expected)
-        differences += [str(path) for path in out.rglob(".tmp-*")]
-    return KilledRun("`predict --engine ray`, actors", done, commands, tuple(differences))
+    def kill(process: psutil.Popen, done: int) -> bool:
+        workers = [each for each in children(process) if "spawn_main" in command_line(each)]
+        if workers and done % 5 == 4:
+            end(process)
+        elif workers:
+            workers[done % len(workers)].kill()
+        return bool(workers)
+
+    return kill_predict(folder, kills, "`predict` by shards, workers", (), kill)
 
 
-def descendants(process: psutil.Process) -> list[psutil.Process]:
-    """Return the children of a process and theirs; none if it has ended."""
+def kill_ray_actors(folder: Path, kills: int) -> KilledRun:
+    """Kill an actor of `predict --engine ray`, or on a GPU a process that decodes images for one."""
+
+    def kill(process: psutil.Popen, done: int) -> bool:
+        actors = [each for each in children(process, recursive=True) if ACTOR in command_line(each)]
+        decoders = [each for actor in actors for each in children(actor) if "spawn_main" in command_line(each)]
+        victims = [*actors, *decoders]
+        try:
+            if victims:
+                victims[done % len(victims)].kill()
+        except psutil.NoSuchProcess:
+            return False
+        return bool(victims)
+
+    return kill_predict(folder, kills, "`predict --engine ray`, actors", ("--engine", "ray"), kill)
+
+
+def children(process: psutil.Process, recursive: bool = False) -> list[psutil.Process]:
+    """Return the children of a process, and with `recursive` theirs; none if it has ended."""
     try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def children(process: psutil.Process) -> list[psutil.Process]:
-    """Return the children of a process; none if it has ended."""
-    try:
-        return process.children()
+        return process.children(recursive)
     except psutil.NoSuchProcess:
         return []
 
@@ -216,7 +203,7 @@ def section(runs: Sequence[KilledRun]) -> str:
 def run(folder: Path, kills: int = KILLS) -> list[KilledRun]:
     """Kill all kinds of runs."""
     runs = []
-    for part, count in ((kill_workers, kills), (kill_ray_processes, min(kills, RAY_KILLS)), (kill_training, kills)):
+    for part, count in ((kill_workers, kills), (kill_ray_actors, min(kills, RAY_KILLS)), (kill_training, kills)):
         place = folder / part.__name__
         place.mkdir()
         runs.append(part(place, count))

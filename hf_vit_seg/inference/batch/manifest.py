@@ -30,14 +30,8 @@ HEADER, IMAGES = f"{FOLDER}/manifest.json", f"{FOLDER}/images.parquet"
 VERSION = 1
 MIN_SHARD_IMAGES, MAX_SHARD_IMAGES = 16, 1024
 TARGET_SHARDS = 64  # number of shards, if their sizes are within these limits
-PACKAGES = (
-    "hf_vit_seg",
-    "torch",
-    "torchvision",
-    "transformers",
-    "numpy",
-    "pillow",
-)  # their versions determine the results
+# Their versions determine the results.
+PACKAGES = ("hf_vit_seg", "torch", "torchvision", "transformers", "numpy", "pillow")
 CHUNK = 65_536  # rows that are converted to Arrow together
 
 
