@@ -7,12 +7,13 @@ those of a trained model.
 
 The rate of the model alone is that of the model and its exact label map on tensors in memory, at its best over
 processes, threads and batch sizes. Everything else reads JPEG files and writes its results: `predict` by shards with
-label maps only, and with overlays and reports; `predict` of one process as without options of batch inference; one
-actor of Ray if it is installed; and transformers' pipeline with its own model and post-processing, of which each mask
-is written as PNG. Starting the processes and loading the model are not counted. The time of the cores is also shown:
-unlike the rate, it hardly depends on other work of the machine.
+label maps only, and with overlays and reports, also on a single core; `predict` of one process as without options of
+batch inference; one actor of Ray if it is installed; and transformers' pipeline with its own model and post-
+processing, of which each mask is written as PNG. Starting the processes and loading the model are not counted. The
+time of the cores is also shown: unlike the rate, it hardly depends on other work of the machine.
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -71,12 +72,16 @@ class Start:
 
 @dataclass(frozen=True)
 class Work:
-    """What each of some processes does: `run` gets the setup, its process and the number of processes."""
+    """What each of some processes does: `run` gets the setup, its process and the number of processes.
+
+    With `one_core`, the process and its threads use a single core.
+    """
 
     run: Callable[[Setup, int, int, Any], Cost]
     processes: int
     threads: int
     option: Any = None
+    one_core: bool = False
 
 
 def write_photos(folder: Path, images: int, found: Sequence[Path]) -> None:
@@ -181,6 +186,8 @@ def begin(barrier: Any, results: Any, work: Work, setup: Setup, process: int) ->
     """Run the part of one process, and send its seconds."""
     global _barrier
     _barrier = barrier
+    if work.one_core:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(work.threads)
@@ -260,6 +267,7 @@ def main(
         f"by shards, label maps only: {cores} processes": Work(run_shards, cores, 1, labels),
         f"by shards, overlays and reports: {cores} processes": Work(run_shards, cores, 1, every),
         "by shards, label maps only: 1 process, 1 thread": Work(run_shards, 1, 1, labels),
+        "by shards, label maps only: 1 process on 1 core": Work(run_shards, 1, 1, labels, one_core=True),
         "predict without shards, overlays and reports": Work(run_predict, 1, cores, every),
         "transformers' pipeline, masks": Work(run_transformers, 1, cores, peer_images),
     }

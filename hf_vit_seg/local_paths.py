@@ -21,6 +21,8 @@ NAME_OR_PATH = "_name_or_path"  # config field: where it was loaded from
 PRIVATE_LEVELS = 2  # folders at the root: a folder such as /home or /data is shared by several users
 USER = "user"
 INSTALLED = {"examples/nuclei": "hf_vit_seg.nuclei"}  # folders of the repository that are installed
+# Files written by `save_to_disk` of the library `datasets`: of a dataset with splits, and of a single one.
+SAVED_DATASETS = (("dataset_dict.json",), ("state.json", "dataset_info.json"))
 
 
 def installed_path(path: str) -> str:
@@ -29,6 +31,11 @@ def installed_path(path: str) -> str:
         if (path == folder or path.startswith(f"{folder}/")) and not os.path.lexists(path):
             return os.path.join(str(files(package)), *path.removeprefix(folder).split("/"))
     return path
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Return whether a folder was written by `save_to_disk` of the library `datasets`."""
+    return any(all((folder / name).is_file() for name in names) for names in SAVED_DATASETS)
 
 
 def is_local_path(text: str) -> bool:

@@ -13,7 +13,8 @@ from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.drawing.overlays import percent
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.inference.files.prediction import OVERLAY, FileFacts, Job, PredictOptions, plan, write
+from hf_vit_seg.inference.files.prediction import FileFacts, Job, PredictOptions, plan, write
+from hf_vit_seg.inference.files.suffixes import OVERLAY
 from hf_vit_seg.inference.segmentation import Segmentation
 
 from .accelerator import CALLS

@@ -1,15 +1,22 @@
-"""Prediction: label maps, objects, classes and keypoints of images."""
+"""Prediction: label maps, objects, classes and keypoints of images.
 
-from hf_vit_seg.inference.dense.image_preparation import PreparedImage
-from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.loading.errors import ModelError
+The classes are imported when they are first used, so that planning a run of batch inference does not import torch.
+"""
 
-from .classifier import Classifier
-from .instance_segmenter import InstanceSegmenter
-from .pose_estimator import PoseEstimator
-from .segmentation import ClassCount, Segmentation
-from .segmenter import Segmenter
-from .segments import FoundObject, FoundSegments
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_vit_seg.loading.errors import ModelError
+
+    from .classifier import Classifier
+    from .dense.image_preparation import PreparedImage
+    from .dense.protocols import Protocol
+    from .instance_segmenter import InstanceSegmenter
+    from .pose_estimator import PoseEstimator
+    from .segmentation import ClassCount, Segmentation
+    from .segmenter import Segmenter
+    from .segments import FoundObject, FoundSegments
 
 __all__ = [
     "ClassCount",
@@ -24,3 +31,27 @@ __all__ = [
     "Segmentation",
     "Segmenter",
 ]
+
+LAZY = {
+    "ClassCount": "hf_vit_seg.inference.segmentation",
+    "Classifier": "hf_vit_seg.inference.classifier",
+    "FoundObject": "hf_vit_seg.inference.segments",
+    "FoundSegments": "hf_vit_seg.inference.segments",
+    "InstanceSegmenter": "hf_vit_seg.inference.instance_segmenter",
+    "ModelError": "hf_vit_seg.loading.errors",
+    "PoseEstimator": "hf_vit_seg.inference.pose_estimator",
+    "PreparedImage": "hf_vit_seg.inference.dense.image_preparation",
+    "Protocol": "hf_vit_seg.inference.dense.protocols",
+    "Segmentation": "hf_vit_seg.inference.segmentation",
+    "Segmenter": "hf_vit_seg.inference.segmenter",
+}
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LAZY:
+        raise AttributeError(f"module 'hf_vit_seg.inference' has no attribute '{name}'")
+    return getattr(import_module(LAZY[name]), name)

@@ -12,17 +12,10 @@ from pydantic import Field
 from hf_vit_seg.data.storage.addresses import is_address, local_path
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import error_sentence
-from hf_vit_seg.local_paths import is_local_path
+from hf_vit_seg.local_paths import is_local_path, is_saved_dataset
 
 from .columns import ColumnsSource
 from .source import SourceError
-
-SAVED = (("dataset_dict.json",), ("state.json", "dataset_info.json"))  # files of save_to_disk: of splits, and of one
-
-
-def is_saved_dataset(folder: Path) -> bool:
-    """Return whether a folder was written by `save_to_disk` of the library `datasets`."""
-    return any(all((folder / name).is_file() for name in names) for names in SAVED)
 
 
 class HuggingFaceSource(ColumnsSource):
@@ -111,4 +104,4 @@ class ParquetSource(ColumnsSource):
             raise SourceError(f"{self.title} cannot be opened: {error_sentence(error)}") from error
 
 
-__all__ = ["HuggingFaceSource", "ParquetSource", "is_saved_dataset"]
+__all__ = ["HuggingFaceSource", "ParquetSource"]

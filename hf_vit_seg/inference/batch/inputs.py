@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
 from hf_vit_seg.data.images.files import ImageFileError, readable_suffixes, walk_files
-from hf_vit_seg.data.sources.hub_datasets import is_saved_dataset
 from hf_vit_seg.data.storage.addresses import (
     UNKNOWN,
     is_address,
@@ -27,7 +26,7 @@ from hf_vit_seg.data.storage.addresses import (
 from hf_vit_seg.data.storage.tar_files import list_members
 from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError, error_sentence
-from hf_vit_seg.local_paths import installed_path
+from hf_vit_seg.local_paths import installed_path, is_saved_dataset
 
 Kind = Literal["files", "tar", "parquet", "dataset"]
 

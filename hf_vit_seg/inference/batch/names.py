@@ -11,8 +11,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from hf_vit_seg.inference.files.prediction import ENTROPY, OVERLAY, SCORES
-from hf_vit_seg.inference.files.results import COCO
+from hf_vit_seg.inference.files.suffixes import COCO, ENTROPY, OVERLAY, SCORES
 
 # The results of `cat.overlay.jpg` would have the name of another result of `cat.jpg`.
 RESERVED = tuple(suffix.rpartition(".")[0] for suffix in (OVERLAY, SCORES, ENTROPY, COCO))

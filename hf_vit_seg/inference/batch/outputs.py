@@ -21,18 +21,9 @@ from PIL import Image
 from hf_vit_seg.atomic_io import json_text
 from hf_vit_seg.data.images.files import ImageBytes
 from hf_vit_seg.errors import HfVitSegError, WriteError, write_errors
-from hf_vit_seg.inference.files.prediction import (
-    ENTROPY,
-    LABELS,
-    OVERLAY,
-    REPORT,
-    SCORES,
-    Job,
-    PredictOptions,
-    map_results,
-    saver,
-)
 from hf_vit_seg.inference.files.prediction import FileFacts as Facts
+from hf_vit_seg.inference.files.prediction import Job, PredictOptions, map_results, saver
+from hf_vit_seg.inference.files.suffixes import ENTROPY, LABELS, OVERLAY, REPORT, SCORES
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.local_paths import publishable_path
 

@@ -24,7 +24,8 @@ from hf_vit_seg.inference.pose_estimator import PoseEstimator
 from hf_vit_seg.loading.models import label_names
 
 from .boxes import Boxes, PersonBox, read_boxes
-from .prediction import OVERLAY, Job, Outcome, PredictOptions, run_jobs, write_results
+from .prediction import Job, Outcome, PredictOptions, run_jobs, write_results
+from .suffixes import OVERLAY
 
 TOP_CLASSES = 5  # in reports, unless --top-k is given
 

@@ -25,9 +25,6 @@ from hf_vit_seg.inference.segments import COLUMNS, FoundSegments, instance_dtype
 
 from .map_coordinates import MapCoordinates, map_coordinates
 from .prediction import (
-    LABELS,
-    OBJECTS,
-    OVERLAY,
     FileFacts,
     Job,
     Outcome,
@@ -39,7 +36,8 @@ from .prediction import (
     write_results,
 )
 from .rasters import write_png, write_tiff
-from .results import COCO, GEOJSON, LABELS_TIFF, Saver
+from .results import Saver
+from .suffixes import COCO, GEOJSON, LABELS, LABELS_TIFF, OBJECTS, OVERLAY
 
 Loaded = tuple[torch.Tensor, Image.Image | None, FileFacts]
 

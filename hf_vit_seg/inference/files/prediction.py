@@ -28,13 +28,9 @@ from hf_vit_seg.inference.segmenter import Segmenter
 
 from .map_coordinates import MapCoordinates, PolygonCoordinates, map_coordinates
 from .rasters import ArrayRaster
-from .results import COCO, GEOJSON, TIFFS, MapResults, Saver
+from .results import MapResults, Saver
+from .suffixes import COCO, ENTROPY, GEOJSON, LABELS, OVERLAY, REPORT, SCORES, SUFFIXES, TOP
 
-LABELS, OVERLAY, SCORES, REPORT = ".png", ".overlay.png", ".scores.png", ".json"
-ENTROPY, TOP = ".entropy.png", ".top.npz"
-OBJECTS = ".objects.csv"
-VIDEO, FRAMES = ".overlay.mp4", ".frames"
-SUFFIXES = (REPORT, LABELS, OVERLAY, OBJECTS, SCORES, ENTROPY, TOP, GEOJSON, COCO, *TIFFS.values(), VIDEO, FRAMES)
 Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")
 AHEAD = 2  # images read and results written concurrently with the model

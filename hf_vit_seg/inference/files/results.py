@@ -17,10 +17,7 @@ from hf_vit_seg.inference.annotations import Block, coco_dataset, geojson_text
 
 from .map_coordinates import MapCoordinates
 from .rasters import GrayRaster, Raster, column_blocks, row_blocks, write_tiff
-
-GEOJSON, COCO = ".geojson", ".coco.json"
-LABELS_TIFF, SCORES_TIFF, ENTROPY_TIFF = ".labels.tif", ".scores.tif", ".entropy.tif"
-TIFFS = {"labels": LABELS_TIFF, "scores": SCORES_TIFF, "entropy": ENTROPY_TIFF}
+from .suffixes import LABELS_TIFF, TIFFS
 
 Saver = Callable[[Path], Any]  # writes a result to a path
 
@@ -76,4 +73,4 @@ class MapResults:
             yield labels, values / 255 if values.dtype == np.uint8 else values
 
 
-__all__ = ["COCO", "GEOJSON", "TIFFS", "MapResults", "Saver"]
+__all__ = ["MapResults", "Saver"]

@@ -11,7 +11,8 @@ from hf_vit_seg.atomic_io import json_text, write_files
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.text_files import read_json
 
-from .prediction import REPORT, Job
+from .prediction import Job
+from .suffixes import REPORT
 
 CLASSES_CSV, CLASSES_JSON, KEYPOINTS_JSON = "classes.csv", "classes.json", "keypoints.json"
 CLASS_COLUMNS = ("image", "rank", "id", "class", "score")

@@ -22,7 +22,8 @@ from hf_vit_seg.drawing.overlays import save_overlay
 from hf_vit_seg.errors import write_errors
 from hf_vit_seg.inference.files.map_coordinates import map_coordinates
 from hf_vit_seg.inference.files.objects import InstanceRaster, object_report, object_savers
-from hf_vit_seg.inference.files.prediction import OVERLAY, REPORT, Job, PredictOptions
+from hf_vit_seg.inference.files.prediction import Job, PredictOptions
+from hf_vit_seg.inference.files.suffixes import OVERLAY, REPORT
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
 from hf_vit_seg.inference.object_stitching import ObjectStitcher
 from hf_vit_seg.inference.segments import FoundObject

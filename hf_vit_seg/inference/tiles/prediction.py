@@ -20,20 +20,10 @@ from hf_vit_seg.data.images.files import ImageFileError, within_limits
 from hf_vit_seg.drawing.overlays import display_size, draw_overlay, save_overlay
 from hf_vit_seg.inference.dense.pixel_maps import MapSelection, PixelMaps
 from hf_vit_seg.inference.files.map_coordinates import MapCoordinates, map_coordinates
-from hf_vit_seg.inference.files.prediction import (
-    ENTROPY,
-    LABELS,
-    OVERLAY,
-    REPORT,
-    SCORES,
-    TOP,
-    Job,
-    PredictOptions,
-    class_rows,
-    polygon_facts,
-)
+from hf_vit_seg.inference.files.prediction import Job, PredictOptions, class_rows, polygon_facts
 from hf_vit_seg.inference.files.rasters import Raster, row_blocks, write_archive, write_png
-from hf_vit_seg.inference.files.results import COCO, GEOJSON, MapResults, Saver
+from hf_vit_seg.inference.files.results import MapResults, Saver
+from hf_vit_seg.inference.files.suffixes import COCO, ENTROPY, GEOJSON, LABELS, OVERLAY, REPORT, SCORES, TOP
 from hf_vit_seg.inference.image_segmenter import ImageSegmenter
 from hf_vit_seg.inference.segmentation import class_counts, file_palette, nodata_label
 from hf_vit_seg.inference.segmenter import Segmenter

@@ -17,7 +17,8 @@ from PIL import Image
 
 from hf_vit_seg.atomic_io import json_text, partial_path, write_files
 from hf_vit_seg.errors import write_errors
-from hf_vit_seg.inference.files.prediction import FRAMES, REPORT, VIDEO, Job, PredictOptions, class_rows
+from hf_vit_seg.inference.files.prediction import Job, PredictOptions, class_rows
+from hf_vit_seg.inference.files.suffixes import FRAMES, REPORT, VIDEO
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
 from hf_vit_seg.inference.segmentation import Segmentation, class_counts
 from hf_vit_seg.inference.segmenter import Segmenter

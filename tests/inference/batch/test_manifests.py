@@ -1,8 +1,11 @@
 """Manifests of batch inference: names of results, shards, and settings."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -21,6 +24,7 @@ from hf_vit_seg.inference.batch.manifest import (
 from hf_vit_seg.inference.batch.names import target_names
 from hf_vit_seg.inference.batch.storage import Storage
 
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 PLACE = st.text("ab.A/é", min_size=1, max_size=6).map(lambda text: f"x{text}x.jpg")
 
 
@@ -152,3 +156,39 @@ def test_header_of_another_version_raises(settings, tmp_path):
     storage.write_text(HEADER, json.dumps(header | {"version": 0}))
     with pytest.raises(ManifestError):
         read_manifest(storage)
+
+
+PLAN_IMAGES = """
+import sys
+from pathlib import Path
+from hf_vit_seg.inference.batch import manifest
+from hf_vit_seg.inference.batch.inputs import Entry, Source
+from hf_vit_seg.inference.batch.storage import Storage
+
+def find_sources(*_):
+    names = (f"{n // 10_000:03d}/photo_{n:07d}.jpg" for n in range(int(sys.argv[2])))
+    yield Source("files", "photos"), (Entry(name, 1_000_000, 0, name) for name in names)
+
+manifest.find_sources = find_sources
+planned = manifest.plan(manifest.RunSettings("model", "", ("photos",)), Storage(sys.argv[1]))
+assert "torch" not in sys.modules and planned.images == int(sys.argv[2])
+# not ru_maxrss, which includes the process that started this one
+print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+"""
+
+
+def plan_images(folder: Path, images: int) -> int:
+    """Plan a run in a new process; return its peak memory in KiB."""
+    command = [sys.executable, "-c", PLAN_IMAGES, str(folder), str(images)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@linux
+def test_planning_imports_no_torch(tmp_path):
+    assert plan_images(tmp_path, 10) > 0
+
+
+@linux
+@pytest.mark.slow
+def test_memory_to_plan_a_million_images(tmp_path):
+    assert plan_images(tmp_path, 1_000_000) < 600 * 1024
