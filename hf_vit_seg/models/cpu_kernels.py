@@ -161,9 +161,11 @@ def pointwise(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
 
 def onednn_product(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
     """Compute `linear` in oneDNN; None if this does not apply, or would be slower."""
-    if not (tokens.is_cpu and is_plain_eager() and is_plain_float32(tokens, weight)):
+    if not (tokens.is_cpu and is_plain_eager()):
         return None
     multiplications = tokens.numel() * weight.shape[0]
+    if multiplications < min(MIN_FUSED_LINEAR, MIN_CONVOLUTION) or not is_plain_float32(tokens, weight):
+        return None
     if onednn_linear is not None and not torch.is_grad_enabled() and multiplications >= MIN_FUSED_LINEAR:
         return onednn_linear(tokens, weight, bias, "none", [], "")
     if onednn_convolution is not None and multiplications >= MIN_CONVOLUTION:
@@ -218,13 +220,15 @@ def in_row_strips(halo: int = 0) -> Callable[[Callable[..., torch.Tensor]], Call
         @wraps(forward)
         def in_strips(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
             # Not in training: dropout would draw other numbers in strips.
-            if layer.training or not use_row_strips(hidden_states) or has_inner_hooks(layer):
+            if layer.training or not use_row_strips(hidden_states):
+                return forward(layer, hidden_states)
+            size = hidden_states.shape[:-1].numel() * layer.expanded_width * hidden_states.element_size()
+            is_small = size <= STRIP_BYTES and (not halo or len(hidden_states) == 1)
+            if is_small or has_inner_hooks(layer):
                 return forward(layer, hidden_states)
             images = hidden_states if halo else hidden_states.flatten(0, -2)[None]
             row_bytes = images.shape[2:-1].numel() * layer.expanded_width * images.element_size()
             strips = row_strips(images.shape[1], row_bytes)
-            if len(images) == len(strips) == 1:
-                return forward(layer, hidden_states)
             outputs = torch.empty_like(images)
             for image, output in zip(images, outputs, strict=True):
                 for first, last in strips:
