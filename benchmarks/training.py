@@ -1,6 +1,6 @@
-"""A training step of SegFormer against transformers' class, with the same weights, optimizer and images.
+"""A training step of SegFormer and of ViT with the pyramid head against transformers, with the same weights and images.
 
-    python -m benchmarks.training [--variants b0,b2] [--size 256] [--batch 2] [--device cuda --dtype bfloat16]
+    python -m benchmarks.training [--variants b0,b2,vit-s] [--size 256] [--batch 2] [--device cuda --dtype bfloat16]
 
 A step is the forward pass, the loss, the backward pass and AdamW; with another type than float32 the forward pass runs
 under autocast. Both losses must agree in evaluation before the steps are timed.
@@ -14,9 +14,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from . import pyramid_vit, segformer
 from .contest import OURS, Dtype, Out, Rounds, Threads, describe, save_variants, set_up
 from .measuring import Contender, peak_memory, print_table, time_interleaved
-from .segformer import CLASSES, load_ours, load_transformers, save_all
+from .segformer import CLASSES
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # relative, of the losses
 COLUMNS = ["", "ms", "images/s", "to ours", "peak MiB"]
@@ -63,7 +64,8 @@ def compare(
     """Return the rows of one variant: milliseconds, images per second, ratio to ours and peak memory."""
     pixel_values = torch.randn(batch, 3, size, size, device=device)
     labels = torch.randint(0, CLASSES, (batch, size, size), device=device)
-    loaders = {OURS: partial(load_ours, folder), "transformers": partial(load_transformers, folder)}
+    models = pyramid_vit if variant in pyramid_vit.WIDTHS else segformer
+    loaders = {OURS: partial(models.load_ours, folder), "transformers": partial(models.load_transformers, folder)}
     builders: dict[str, Callable[[], Contender]] = {
         name: partial(TrainingStep, load, pixel_values, labels, dtype) for name, load in loaders.items()
     }
@@ -83,8 +85,16 @@ def compare(
     ]
 
 
+def save_all(variant: str, folder: Path, size: int) -> None:
+    """Save the same random weights for both models."""
+    if variant in pyramid_vit.WIDTHS:
+        pyramid_vit.save_all(variant, folder, size)
+    else:
+        segformer.save_all(variant, folder)
+
+
 def main(
-    variants: Annotated[str, typer.Option(help="rows of configs/models/segformer.yaml, comma-separated")] = "b0",
+    variants: Annotated[str, typer.Option(help="b0 to b5, vit-ti and vit-s, comma-separated")] = "b0",
     size: Annotated[int, typer.Option(help="side of the square images")] = 256,
     batch: Annotated[int, typer.Option(help="batch size")] = 2,
     rounds: Rounds = 8,
@@ -97,9 +107,9 @@ def main(
     set_up(threads)
     kind = getattr(torch, dtype)
     rows = []
-    for variant, folder in save_variants(variants, save_all):
+    for variant, folder in save_variants(variants, partial(save_all, size=size)):
         rows += compare(variant, folder, batch, size, rounds, device, kind)
-    title = f"Training step of SegFormer, {batch}x{size}x{size}, {CLASSES} classes, "
+    title = f"Training step, {batch}x{size}x{size}, {CLASSES} classes, "
     title += describe(torch.empty(0, device=device, dtype=kind))
     print_table(title, COLUMNS, rows, out)
 
