@@ -16,7 +16,7 @@ import torch
 import typer
 from torch import nn
 
-from hf_vit_seg.training.losses.registry import LossSum
+from hf_vit_seg.training.losses.loss_registry import LossSum
 
 from .contest import Dtype, Out, Rounds, Threads, describe, set_up
 from .measuring import Contender, peak_memory, print_table, time_interleaved

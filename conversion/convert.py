@@ -14,11 +14,11 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vit_seg.atomic_io import atomic_path
 from hf_vit_seg.provenance import Provenance, provenance_from, write_card
 
+from .checkpoint_readers import LICENSE, Checkpoint, read, read_shapes
 from .errors import ConversionError
 from .export import export
 from .files.download import locate, repository_id
 from .files.staging import check_apart, check_directory, lock_output
-from .readers import LICENSE, Checkpoint, read, read_shapes
 from .registry import DetectedFormat, full_name, recognize
 from .report import Report
 from .rules import Translation, origin, translate

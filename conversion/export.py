@@ -9,10 +9,10 @@ from hf_vit_seg.atomic_io import atomic_path
 from hf_vit_seg.plugins import Architecture, architectures
 from hf_vit_seg.records import nearest
 
+from .checkpoint_readers import Checkpoint, read
 from .errors import ConversionError
 from .files.staging import check_apart, lock_output
 from .files.state_dicts import copy_shared
-from .readers import Checkpoint, read
 from .registry import full_name, load_sources
 from .report import Report
 from .rules import invert_rules, translate

@@ -15,10 +15,10 @@ from transformers.utils import output_capturing
 
 from hf_vit_seg.atomic_io import atomic_path
 
+from .checkpoint_readers import Checkpoint
 from .convert import plan
 from .errors import ConversionError, UnsupportedCheckpoint, first_few
 from .export import export_model
-from .readers import Checkpoint
 from .rules import origin
 from .strict_loading import load_model
 

@@ -8,8 +8,8 @@ from importlib import import_module
 from hf_vit_seg.plugins import Architecture, architectures
 from hf_vit_seg.records import nearest
 
+from .checkpoint_readers import Checkpoint
 from .errors import ConversionError, UnsupportedCheckpoint, first_few
-from .readers import Checkpoint
 from .source import Form, Source
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from hf_vit_seg.errors import HfVitSegError, error_sentence
 
 from .errors import ConversionError, UnsupportedCheckpoint, first_few
 from .layouts import SAME, Layout, Sizes, Split
-from .names import Bindings, Template, collect_words, compile_template
+from .name_templates import Bindings, Template, collect_words, compile_template
 
 
 @dataclass(frozen=True)

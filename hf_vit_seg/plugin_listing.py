@@ -12,14 +12,14 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table as View
 
-from hf_vit_seg.data.sources.registry import SOURCES
+from hf_vit_seg.data.sources.source_registry import SOURCES
 from hf_vit_seg.data.transforms.batch_mixing import BATCH_TRANSFORMS
 from hf_vit_seg.data.transforms.pipeline import TRANSFORMS
 from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.export.exporters import EXPORTERS
 from hf_vit_seg.export.forms import load_forms
 from hf_vit_seg.loading.models import AUTO_CLASSES
-from hf_vit_seg.training.losses.registry import LOSSES
+from hf_vit_seg.training.losses.loss_registry import LOSSES
 
 from .entry_points import PREFIX, Plugin, entries, load_all, origin
 from .inference import runtimes

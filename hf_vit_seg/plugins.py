@@ -105,7 +105,7 @@ def plugins() -> tuple[Plugin, ...]:
 
 def convert_checkpoint(path: Any, **hub: Any) -> "ConvertedCheckpoint | None":
     """Convert a checkpoint in another format for a model's `from_pretrained`; None if it cannot be converted."""
-    from hf_vit_seg.conversion.pretrained import convert_pretrained, describe
+    from hf_vit_seg.conversion.in_memory import convert_pretrained, describe
     from hf_vit_seg.models.layers import ConvertedCheckpoint
 
     converted = convert_pretrained(path, **hub)

@@ -9,7 +9,7 @@ from hf_vit_seg.conversion.source import Form, Source
 from torch import Tensor
 
 from .config_fields import ASSUMED_FIELDS, NORM_EPS, infer
-from .names import BATCH_NORM, LAYER, STAGE, WEIGHTS
+from .shared_names import BATCH_NORM, LAYER, STAGE, WEIGHTS
 
 HEAD_WIDTH = 64  # head width of all published sizes
 BICUBIC = 3

@@ -5,7 +5,7 @@ from hf_vit_seg.conversion.rules import Rule, rename
 from hf_vit_seg.conversion.source import Form, Source
 
 from .config_fields import ASSUMED_FIELDS, NORM_EPS, infer
-from .names import BATCH_NORM, LAYER, STAGE, WEIGHTS
+from .shared_names import BATCH_NORM, LAYER, STAGE, WEIGHTS
 
 # Our names of the fields, and those of transformers' config.
 FIELDS = {

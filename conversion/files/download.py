@@ -7,8 +7,16 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import huggingface_hub
+from hf_vit_seg.conversion.checkpoint_readers import (
+    CONFIG,
+    LICENSE,
+    PROCESSOR,
+    PROCESSORS,
+    SUFFIXES,
+    choose_weights,
+    shard_names,
+)
 from hf_vit_seg.conversion.errors import ConversionError
-from hf_vit_seg.conversion.readers import CONFIG, LICENSE, PROCESSOR, PROCESSORS, SUFFIXES, choose_weights, shard_names
 from huggingface_hub import (
     _CACHED_NO_EXIST,
     cached_assets_path,

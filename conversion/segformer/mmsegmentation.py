@@ -6,7 +6,7 @@ from hf_vit_seg.conversion.rules import Rule, rename, split
 from hf_vit_seg.conversion.source import Form, Source
 
 from .config_fields import ASSUMED_FIELDS, NVIDIA, infer
-from .names import BATCH_NORM, HEAD, LAYER, STAGE, WEIGHTS
+from .shared_names import BATCH_NORM, HEAD, LAYER, STAGE, WEIGHTS
 
 
 def encoder(source: str, target: str) -> tuple[Rule, ...]:

@@ -5,7 +5,7 @@ from hf_vit_seg.conversion.rules import drop, rename
 from hf_vit_seg.conversion.source import Form, Source
 
 from .config_fields import ASSUMED_FIELDS, NVIDIA, RELEASED_NUMERICS, infer
-from .names import BATCH_NORM, HEAD, WEIGHTS, nvlabs_encoder
+from .shared_names import BATCH_NORM, HEAD, WEIGHTS, nvlabs_encoder
 
 DECODER = (
     rename("decode_head.linear_c{level+1}.proj." + WEIGHTS, HEAD + "projections.{level}.{p}"),

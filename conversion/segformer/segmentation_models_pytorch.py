@@ -5,7 +5,7 @@ from hf_vit_seg.conversion.rules import rename
 from hf_vit_seg.conversion.source import Form, Source
 
 from .config_fields import ASSUMED_FIELDS, NVIDIA, RELEASED_NUMERICS, infer
-from .names import BATCH_NORM, HEAD, WEIGHTS, nvlabs_encoder
+from .shared_names import BATCH_NORM, HEAD, WEIGHTS, nvlabs_encoder
 
 DECODER = (
     rename("decoder.mlp_stage.{3-level}.linear." + WEIGHTS, HEAD + "projections.{level}.{p}"),

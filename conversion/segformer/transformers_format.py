@@ -7,7 +7,7 @@ from hf_vit_seg.conversion.rules import Rule, rename
 from hf_vit_seg.conversion.source import Form, Source, Writer
 
 from .config_fields import ASSUMED_FIELDS, NVIDIA, SETTINGS, infer
-from .names import BATCH_NORM, HEAD, LAYER, STAGE, WEIGHTS
+from .shared_names import BATCH_NORM, HEAD, LAYER, STAGE, WEIGHTS
 
 # Fields that transformers calls otherwise.
 NAMES = {"decode_head_hidden_size": "decoder_hidden_size", "decode_head_dropout_prob": "classifier_dropout_prob"}

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_vit_seg.provenance import Provenance
 
 from .config_fields import ASSUMED_FIELDS, ERF_NUMERICS, infer, sides
-from .names import EMBEDDINGS, WEIGHTS, timm_layers, timm_patches, timm_tokens
+from .shared_names import EMBEDDINGS, WEIGHTS, timm_layers, timm_patches, timm_tokens
 
 NETWORK = "network."
 BACKBONE = NETWORK + "encoder.backbone."

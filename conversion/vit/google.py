@@ -18,7 +18,7 @@ from torch import Tensor
 from hf_vit_seg.provenance import Provenance
 
 from .config_fields import HALF, USUAL_STEM, infer, resize_settings
-from .names import EMBEDDINGS, LAYER, STEM, UNIT
+from .shared_names import EMBEDDINGS, LAYER, STEM, UNIT
 
 NORM = (("scale", "weight"), ("bias", "bias"))
 BLOCK = "Transformer/encoderblock_{layer}/"

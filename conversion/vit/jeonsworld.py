@@ -7,7 +7,7 @@ from hf_vit_seg.conversion.rules import Rule, rename
 from hf_vit_seg.conversion.source import Form, Source
 
 from .config_fields import ASSUMED_FIELDS, ERF_NUMERICS, HALF, JEONSWORLD_STEM, infer, resize_settings
-from .names import EMBEDDINGS, LAYER, STEM, UNIT, WEIGHTS
+from .shared_names import EMBEDDINGS, LAYER, STEM, UNIT, WEIGHTS
 
 STEM_NUMERICS = {
     "stem_weight_standardization_eps": 1e-5,

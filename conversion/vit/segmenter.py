@@ -11,7 +11,7 @@ from hf_vit_seg.conversion.source import Form, Source
 from hf_vit_seg.provenance import Provenance
 
 from .config_fields import ASSUMED_FIELDS, HALF, infer, resize_settings
-from .names import WEIGHTS, timm_layers, timm_patches, timm_tokens
+from .shared_names import WEIGHTS, timm_layers, timm_patches, timm_tokens
 
 ENCODER, DECODER, HEAD = "encoder.", "decoder.", "decode_head."
 MATRIX = Rearrange("i o -> o i")  # stored for x @ W

@@ -12,7 +12,7 @@ from hf_vit_seg.conversion.source import Form, Source, unsupported_form
 from hf_vit_seg.records import shorten
 
 from .config_fields import ASSUMED_FIELDS, ERF_NUMERICS, PYTORCH_STEM, USUAL_STEM, infer
-from .names import EMBEDDINGS, STEM, UNIT, WEIGHTS, timm_layers, timm_patches, timm_tokens
+from .shared_names import EMBEDDINGS, STEM, UNIT, WEIGHTS, timm_layers, timm_patches, timm_tokens
 
 BACKBONE = "patch_embed.backbone."
 PATCHES, LAYERS = "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"

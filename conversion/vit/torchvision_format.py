@@ -7,7 +7,7 @@ from hf_vit_seg.conversion.rules import Rule, alias, optional, rename, split
 from hf_vit_seg.conversion.source import Form, Source
 
 from .config_fields import ASSUMED_FIELDS, BILINEAR, ERF_NUMERICS, infer, sides
-from .names import EMBEDDINGS, LAYER, WEIGHTS, projection_names
+from .shared_names import EMBEDDINGS, LAYER, WEIGHTS, projection_names
 
 
 def encoder(target: str) -> tuple[Rule, ...]:

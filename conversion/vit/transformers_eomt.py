@@ -18,7 +18,7 @@ from hf_vit_seg.provenance import Provenance
 
 from .config_fields import ASSUMED_FIELDS, infer
 from .eomt import COMPUTED, EOMT, MASK_PROBABILITIES, MASK_STATE, observe_blocks, preprocessing
-from .names import EMBEDDINGS, LAYER, WEIGHTS
+from .shared_names import EMBEDDINGS, LAYER, WEIGHTS
 
 LOSS = ("class_weight", "mask_weight", "dice_weight", "no_object_weight")
 POINTS = ("train_num_points", "oversample_ratio", "importance_sample_ratio")

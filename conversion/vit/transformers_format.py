@@ -14,7 +14,7 @@ from hf_vit_seg.conversion.source import Form, Outgoing, Source, Writer
 from safetensors.torch import save_file
 
 from .config_fields import ASSUMED_FIELDS, PYTORCH_STEM, USUAL_STEM, infer
-from .names import EMBEDDINGS, LAYER, STEM, UNIT, WEIGHTS
+from .shared_names import EMBEDDINGS, LAYER, STEM, UNIT, WEIGHTS
 
 # Fields with the same name in the config.json of transformers.
 SETTINGS = (

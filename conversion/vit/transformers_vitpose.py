@@ -12,7 +12,7 @@ from hf_vit_seg.provenance import Provenance
 from hf_vit_seg.records import shorten
 
 from .config_fields import ASSUMED_FIELDS, infer
-from .names import EMBEDDINGS, LAYER, WEIGHTS
+from .shared_names import EMBEDDINGS, LAYER, WEIGHTS
 from .vitpose import BATCH_NORM, ENCODER, KEYPOINTS, POSE, POSE_HEAD, portrait_grid, preprocessing
 
 BLOCK = "backbone.encoder.layer.{layer}."

@@ -14,7 +14,7 @@ from hf_vit_seg.conversion.source import Form, Source, unsupported_form
 from hf_vit_seg.provenance import Provenance
 
 from .config_fields import ASSUMED_FIELDS, BILINEAR, ERF_NUMERICS, infer, sides
-from .names import WEIGHTS, timm_layers, timm_patches
+from .shared_names import WEIGHTS, timm_layers, timm_patches
 
 BATCH_NORM = "{p:weight|bias|running_mean|running_var|num_batches_tracked}"
 HEAD, POSE_HEAD = "keypoint_head.", "pose_head."

@@ -28,7 +28,7 @@ from hf_vit_seg.error_reporting import report
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.hub.dataset import push_dataset
 from hf_vit_seg.hub.repository import Target
-from hf_vit_seg.inference.batch.console import run_batch, share_of_processes
+from hf_vit_seg.inference.batch.batch_console import run_batch, share_of_processes
 from hf_vit_seg.inference.batch.run import BatchRun
 from hf_vit_seg.inference.files.prediction import PredictOptions
 

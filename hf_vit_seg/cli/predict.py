@@ -298,12 +298,12 @@ def predict(
     machines: accelerate launch -m hf_vit_seg.cli predict MODEL ...
     """
     from hf_vit_seg.directory_lock import lock_directory
-    from hf_vit_seg.inference.batch.console import requires_shards, share_of_processes
+    from hf_vit_seg.inference.batch.batch_console import requires_shards, share_of_processes
     from hf_vit_seg.inference.batch.run import BatchRun
-    from hf_vit_seg.inference.console import PredictRun, predict_jobs, protocol_from_text
     from hf_vit_seg.inference.files.map_coordinates import PolygonCoordinates
     from hf_vit_seg.inference.files.prediction import PredictOptions, check_task_options
     from hf_vit_seg.inference.files.tables import table_paths
+    from hf_vit_seg.inference.predict_command import PredictRun, predict_jobs, protocol_from_text
     from hf_vit_seg.inference.runtimes import find_task
 
     if os.path.exists(out) and not os.path.isdir(out):
@@ -376,7 +376,7 @@ def predict_shards(task: str, batch: "BatchRun", repo: str | None, private: bool
     """Run `predict` by shards, push the results if a repository is given, and return the exit code."""
     from hf_vit_seg.hub.dataset import push_dataset
     from hf_vit_seg.hub.repository import Target
-    from hf_vit_seg.inference.batch.console import run_batch
+    from hf_vit_seg.inference.batch.batch_console import run_batch
 
     if task != "segmentation":
         raise HfVitSegError(f"{batch.options.model} is a model for {task}: batch inference is for segmentation models")

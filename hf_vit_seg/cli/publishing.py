@@ -80,7 +80,7 @@ def push(
     --sample-image. Everything is uploaded in one commit; run the same command again to resume an interrupted upload.
     Log in with hf auth login.
     """
-    from hf_vit_seg.hub.console import push_command
+    from hf_vit_seg.hub.push_commands import push_command
     from hf_vit_seg.hub.repository import Target
 
     target = Target(repo, private=private, branch=branch, create_pr=create_pr, message=message)
@@ -111,7 +111,7 @@ def push_space(
     dry_run: DryRunOption = False,
 ) -> None:
     """Publish a demo of a model as a Space. It contains this package and pins the installed versions."""
-    from hf_vit_seg.hub.console import push_space_command
+    from hf_vit_seg.hub.push_commands import push_space_command
     from hf_vit_seg.hub.repository import Target
 
     target = Target(repo, private=private, create_pr=create_pr, message=message)

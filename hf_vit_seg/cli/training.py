@@ -39,7 +39,7 @@ def evaluate(
 
     To use several processes: accelerate launch -m hf_vit_seg.cli evaluate MODEL ...
     """
-    from hf_vit_seg.training.console import evaluate_command
+    from hf_vit_seg.training.train_commands import evaluate_command
 
     raise typer.Exit(evaluate_command(model, settings or [], recipe, split.value, out, convert=convert_model))
 

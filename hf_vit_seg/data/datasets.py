@@ -16,9 +16,9 @@ from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.images.nodata import NodataSetting, fill_missing, find_nodata
 from hf_vit_seg.data.labels.class_entries import ClassSettings
 from hf_vit_seg.data.labels.class_table import ClassTable, ClassTableError, UnknownValueError
-from hf_vit_seg.data.labels.names import normalize_name
 from hf_vit_seg.data.labels.segment_classes import SEGMENT_TASKS, apply_classes, name_classes
-from hf_vit_seg.data.sources.registry import Source, SourceError, open_source
+from hf_vit_seg.data.labels.unicode_names import normalize_name
+from hf_vit_seg.data.sources.source_registry import Source, SourceError, open_source
 from hf_vit_seg.data.transforms.pipeline import Pipeline, TransformContext
 
 from .samples import Labels, Person, RawSample, RawSegments, Segments

@@ -17,7 +17,7 @@ def launch(*models: str, port: int | None = None, share: bool = False, **options
     `launch`, whose result is returned. ModelError when gradio is not installed, or none of the models can be used.
     """
     try:
-        from .app import start
+        from .page import start
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise

@@ -21,18 +21,18 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.classifier import Classifier
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage
 from hf_vit_seg.inference.dense.protocols import Protocol
+from hf_vit_seg.inference.found_segments import FoundSegments
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
 from hf_vit_seg.inference.pose_estimator import PoseEstimator
 from hf_vit_seg.inference.runtimes import task_of_model
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
-from hf_vit_seg.inference.segments import FoundSegments
 from hf_vit_seg.loading.errors import ModelError
 from hf_vit_seg.provenance import CARD, find_provenance, split_card
 
 from . import ENVIRONMENT, NUCLEI
 from .accelerator import on_gpu
-from .reading import TimeLimitError
+from .image_reading import TimeLimitError
 from .uploads import report_failures
 
 # The images of examples/nuclei that are installed with the package.

@@ -6,7 +6,7 @@ import gradio as gr
 
 from .accelerator import CALLS
 from .catalogue import Catalogue
-from .reading import READERS
+from .image_reading import READERS
 from .uploads import model_choice, photo_input, report_failures, show_results
 
 TOP = 5  # classes that are named

@@ -12,16 +12,16 @@ from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.inference.files.objects import object_report
+from hf_vit_seg.inference.files.object_files import object_report
 from hf_vit_seg.inference.files.prediction import FileFacts, Job, PredictOptions, report, rounded_timings
+from hf_vit_seg.inference.found_segments import FoundSegments
 from hf_vit_seg.inference.image_inputs import check_finite
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter
-from hf_vit_seg.inference.segments import FoundSegments
 
 from .catalogue import Catalogue
-from .reading import READERS
+from .image_reading import READERS
 from .uploads import MAX_UPLOAD_PIXELS
 
 WHOLE, SLIDING = "whole image", "sliding window"

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hf_vit_seg.atomic_io import json_text
-from hf_vit_seg.inference.files.objects import save_table
-from hf_vit_seg.inference.segments import COLUMNS, FoundSegments
+from hf_vit_seg.inference.files.object_files import save_table
+from hf_vit_seg.inference.found_segments import COLUMNS, FoundSegments
 
 from .catalogue import ModelFacts
 from .file_segmentation import DEFAULT_WINDOW, WHOLE, SegmentedFile, find_objects_in_file, selected_protocol

@@ -17,7 +17,7 @@ from hf_vit_seg.inference.pose_estimator import Box
 
 from .accelerator import CALLS
 from .catalogue import Catalogue
-from .reading import READERS
+from .image_reading import READERS
 from .segmentation_view import MAX_SIDE
 from .uploads import model_choice, photo_input, report_failures, show_results
 

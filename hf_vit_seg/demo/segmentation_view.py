@@ -15,12 +15,12 @@ import numpy as np
 from PIL import Image
 
 from hf_vit_seg.drawing.data_urls import image_url
-from hf_vit_seg.drawing.objects import object_colors
+from hf_vit_seg.drawing.object_overlays import object_colors
 from hf_vit_seg.drawing.overlays import display_size, nearest_labels, percent, resize_for_display
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.inference.files.objects import class_rows
+from hf_vit_seg.inference.files.object_files import class_rows
+from hf_vit_seg.inference.found_segments import FoundSegments
 from hf_vit_seg.inference.segmentation import Segmentation
-from hf_vit_seg.inference.segments import FoundSegments
 
 from .catalogue import ModelFacts
 

@@ -21,7 +21,7 @@ from hf_vit_seg.loading.errors import ModelError
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.text_files import read_json_object
 
-from .calibration import Calibration, resize_images
+from .calibration_images import Calibration, resize_images
 from .exporters import Exporter
 from .forms import with_export_forms
 from .graphs import MAX_CLASSES, Geometry, LabelGraph, LogitGraph, ObjectGraph

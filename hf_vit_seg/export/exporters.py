@@ -19,7 +19,7 @@ from hf_vit_seg.inference.runtimes import import_optional, openvino_core
 from hf_vit_seg.loading.errors import ModelError
 from hf_vit_seg.records import Record, RecordError, Table
 
-from .calibration import Calibration
+from .calibration_images import Calibration
 from .forms import Target
 from .graphs import Geometry, export_graph
 from .onnx_names import LAYERS, matching_layers, name_axes, name_layers, remove_origins

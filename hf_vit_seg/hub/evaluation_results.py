@@ -10,7 +10,7 @@ import re
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
-from hf_vit_seg.data.sources.registry import SOURCES
+from hf_vit_seg.data.sources.source_registry import SOURCES
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.reports.metrics_report import MetricsReport, score_title
 

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from hf_vit_seg.conversion.convert import convert, export
 from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.files.download import locate
-from hf_vit_seg.conversion.pretrained import find_config, is_convertible
+from hf_vit_seg.conversion.in_memory import find_config, is_convertible
 from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.provenance import CARD
 from hf_vit_seg.training.checkpoints.run_directory import RECIPE

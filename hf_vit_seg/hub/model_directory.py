@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_vit_seg.conversion.pretrained import find_config
+from hf_vit_seg.conversion.in_memory import find_config
 from hf_vit_seg.entry_points import PACKAGE, Plugin
 from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.loading.errors import INVALID_FILES

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from .classifier import Classifier
     from .dense.image_preparation import PreparedImage
     from .dense.protocols import Protocol
+    from .found_segments import FoundObject, FoundSegments
     from .instance_segmenter import InstanceSegmenter
     from .pose_estimator import PoseEstimator
     from .segmentation import ClassCount, Segmentation
     from .segmenter import Segmenter
-    from .segments import FoundObject, FoundSegments
 
 __all__ = [
     "ClassCount",
@@ -35,8 +35,8 @@ __all__ = [
 LAZY = {
     "ClassCount": "hf_vit_seg.inference.segmentation",
     "Classifier": "hf_vit_seg.inference.classifier",
-    "FoundObject": "hf_vit_seg.inference.segments",
-    "FoundSegments": "hf_vit_seg.inference.segments",
+    "FoundObject": "hf_vit_seg.inference.found_segments",
+    "FoundSegments": "hf_vit_seg.inference.found_segments",
     "InstanceSegmenter": "hf_vit_seg.inference.instance_segmenter",
     "ModelError": "hf_vit_seg.loading.errors",
     "PoseEstimator": "hf_vit_seg.inference.pose_estimator",

@@ -19,10 +19,10 @@ from hf_vit_seg.inference.image_inputs import load_image
 from hf_vit_seg.loading.models import check_options
 from hf_vit_seg.models.segment_maps import draw_objects, fuse_segments, objects_of_queries, panoptic_segments
 
+from .found_segments import FoundObject, FoundSegments, objects_of_map
 from .image_segmenter import ImageSegmenter, load_model_or_program
 from .object_stitching import ObjectStitcher, window_core
 from .output_checks import check_outputs
-from .segments import FoundObject, FoundSegments, objects_of_map
 
 THRESHOLD = 0.5  # score of an object
 MASK_THRESHOLD = 0.5

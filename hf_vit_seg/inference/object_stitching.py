@@ -17,7 +17,7 @@ from itertools import product
 
 import numpy as np
 
-from .segments import FoundObject
+from .found_segments import FoundObject
 
 SAME_IOU = 0.5
 MAX_COVERED_SHARE = 0.5

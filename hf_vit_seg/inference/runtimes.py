@@ -19,8 +19,8 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from hf_vit_seg.conversion.checkpoint_readers import CONFIG
 from hf_vit_seg.conversion.errors import ConversionError
-from hf_vit_seg.conversion.readers import CONFIG
 from hf_vit_seg.entry_points import PREFIX, RuntimeFunction, check_contract, entries_by_name, load
 from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.loading.errors import INVALID_FILES, ModelError

@@ -12,10 +12,11 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
+from hf_vit_seg.conversion.checkpoint_readers import CONFIG, INDEX_FILES, WEIGHT_FILES, read_json, weight_file
 from hf_vit_seg.conversion.convert import Conversion
 from hf_vit_seg.conversion.errors import ConversionError
 from hf_vit_seg.conversion.files.download import find_file
-from hf_vit_seg.conversion.pretrained import (
+from hf_vit_seg.conversion.in_memory import (
     ADAPTER,
     check_location,
     convert_pretrained,
@@ -25,7 +26,6 @@ from hf_vit_seg.conversion.pretrained import (
     is_convertible,
     pin_revision,
 )
-from hf_vit_seg.conversion.readers import CONFIG, INDEX_FILES, WEIGHT_FILES, read_json, weight_file
 from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.models.layers import HUB_OPTIONS

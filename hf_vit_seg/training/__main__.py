@@ -39,7 +39,7 @@ def train(
 
     if os.environ.get("WORLD_SIZE", "1") == "1":  # with several processes, only the main one prints the error
         recipe_path(recipe)  # before imports that take seconds
-    from .console import train_command
+    from .train_commands import train_command
 
     raise typer.Exit(train_command(recipe, settings or [], out, resume, overwrite))
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_vit_seg.data.sources.registry import SOURCES
+from hf_vit_seg.data.sources.source_registry import SOURCES
 from hf_vit_seg.data.transforms.batch_mixing import BATCH_TRANSFORMS, read_mixer
 from hf_vit_seg.data.transforms.pipeline import TRANSFORMS
 from hf_vit_seg.errors import HfVitSegError
@@ -17,7 +17,7 @@ from hf_vit_seg.local_paths import installed_path
 from hf_vit_seg.records import RecordError, Table, read_record, shorten
 from hf_vit_seg.text_files import parse, read_text
 
-from .losses.registry import DEFAULT, LOSSES, MODEL_LOSS, MULTI_LABEL_DEFAULT, check_losses
+from .losses.loss_registry import DEFAULT, LOSSES, MODEL_LOSS, MULTI_LABEL_DEFAULT, check_losses
 from .optimization.parameter_groups import GroupRow
 from .recipe.files import record_settings
 from .recipe.location import RecipeFileError, recipe_path, shipped_recipes

@@ -19,7 +19,7 @@ from hf_vit_seg.conversion.layouts import (
     Split,
     Vector,
 )
-from hf_vit_seg.conversion.names import collect_words, compile_template
+from hf_vit_seg.conversion.name_templates import collect_words, compile_template
 from hf_vit_seg.conversion.rules import (
     Rule,
     alias,

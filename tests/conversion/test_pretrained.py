@@ -13,7 +13,7 @@ import torch
 import transformers
 from conversion_references import randomize, transformers_model
 from hf_vit_seg.conversion.convert import convert, export
-from hf_vit_seg.conversion.pretrained import convert_pretrained
+from hf_vit_seg.conversion.in_memory import convert_pretrained
 from hub_server import Refusal
 from huggingface_hub import HfApi
 from paths import ORACLES

@@ -13,7 +13,7 @@ from hf_vit_seg.data.collation import Collator
 from hf_vit_seg.data.datasets import RawDataset, TrainingDataset, build_class_table, open_split
 from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.labels.class_table import ClassTable, ClassTableError, UnknownValueError
-from hf_vit_seg.data.sources.registry import SourceError
+from hf_vit_seg.data.sources.source_registry import SourceError
 from hf_vit_seg.data.stream import Draw, StreamSampler
 from hf_vit_seg.data.transforms.pipeline import TransformContext, read_pipeline
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor

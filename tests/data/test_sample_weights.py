@@ -9,7 +9,7 @@ from tiny_runs import log, run, settings, weights, write_data, write_recipe
 from hf_vit_seg.data.checks.check import check
 from hf_vit_seg.data.checks.report import Occurrence
 from hf_vit_seg.data.sample_weights import rare_class_weights, read_weights
-from hf_vit_seg.data.sources.registry import SourceError
+from hf_vit_seg.data.sources.source_registry import SourceError
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.state import CheckpointError
 from hf_vit_seg.training.recipe.location import RecipeFileError

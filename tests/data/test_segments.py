@@ -16,10 +16,10 @@ from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.labels.class_table import ClassTableError, UnknownValueError
 from hf_vit_seg.data.samples import RawSegments, Segments
 from hf_vit_seg.data.sources.instance_maps import SEVERAL_CLASSES
-from hf_vit_seg.data.sources.registry import SourceError
+from hf_vit_seg.data.sources.source_registry import SourceError
 from hf_vit_seg.data.stream import Draw
 from hf_vit_seg.data.transforms.pipeline import TransformContext, read_pipeline
-from hf_vit_seg.data.transforms.segments import MIN_AREA
+from hf_vit_seg.data.transforms.sample_segments import MIN_AREA
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
 from hf_vit_seg.records import RecordError, read_record
 from hf_vit_seg.training.recipe.schema import Recipe

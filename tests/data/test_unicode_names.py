@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from hf_vit_seg.data.labels.class_table import ClassTable, ClassTableError
-from hf_vit_seg.data.sources.registry import SourceError, open_source
+from hf_vit_seg.data.sources.source_registry import SourceError, open_source
 from hf_vit_seg.training.recipe.schema import DataRecipe
 
 FORMS = [("NFC", "NFC"), ("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")]

@@ -452,7 +452,7 @@ def test_built_in_model_is_installed_with_examples():
 
 
 def test_missing_gradio_names_the_extra(monkeypatch):
-    monkeypatch.delitem(sys.modules, "hf_vit_seg.demo.app")
+    monkeypatch.delitem(sys.modules, "hf_vit_seg.demo.page")
     monkeypatch.setitem(sys.modules, "gradio", None)
     done = CliRunner().invoke(command, ["demo"])
     assert done.exit_code == 2

@@ -28,16 +28,16 @@ from hf_vit_seg import architectures
 from hf_vit_seg.data.images.files import MAX_SIDE, ImageFileError, ImageSizeError
 from hf_vit_seg.data.images.pixels import read_mask, read_pixels
 from hf_vit_seg.inference.files.prediction import Job, PredictOptions
-from hf_vit_seg.inference.tiles.prediction import needs_tiles
+from hf_vit_seg.inference.tiles.tiled_prediction import needs_tiles
 
 gradio = pytest.importorskip("gradio")
 
 import hf_vit_seg.demo  # noqa: E402
-from hf_vit_seg.demo import reading, request_limits, upload_folder  # noqa: E402
-from hf_vit_seg.demo.app import build  # noqa: E402
+from hf_vit_seg.demo import image_reading, request_limits, upload_folder  # noqa: E402
 from hf_vit_seg.demo.catalogue import NUCLEI, Catalogue, FairLock, example_images  # noqa: E402
-from hf_vit_seg.demo.inputs import CHECKS, InputError, check_value  # noqa: E402
-from hf_vit_seg.demo.reading import Readers, TimeLimitError  # noqa: E402
+from hf_vit_seg.demo.component_inputs import CHECKS, InputError, check_value  # noqa: E402
+from hf_vit_seg.demo.image_reading import Readers, TimeLimitError  # noqa: E402
+from hf_vit_seg.demo.page import build  # noqa: E402
 from hf_vit_seg.demo.uploads import ForeignFileError  # noqa: E402
 
 PHOTO = Path(example_images()[0])
@@ -488,7 +488,7 @@ def test_slow_image_times_out_and_the_next_is_read(monkeypatch):
     process = readers.idle.get()
     assert process is not None
     os.kill(process.process.pid, signal.SIGSTOP)  # busy and not responding
-    monkeypatch.setattr(reading, "SECONDS_READING", 0.5)
+    monkeypatch.setattr(image_reading, "SECONDS_READING", 0.5)
     with pytest.raises(TimeLimitError, match=PHOTO.name):
         process.read(PHOTO, 3)
     assert not process.runs

@@ -14,8 +14,8 @@ from PIL import Image
 
 from hf_vit_seg.inference import ModelError
 from hf_vit_seg.inference.dense.protocols import Protocol
+from hf_vit_seg.inference.found_segments import COLUMNS, FoundSegments
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
-from hf_vit_seg.inference.segments import COLUMNS, FoundSegments
 
 gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")

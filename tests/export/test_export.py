@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from hf_vit_seg import architectures
 from hf_vit_seg.cli import app
 from hf_vit_seg.export import EXPORTERS, ExportOptions, ParityError, export_model, forms
-from hf_vit_seg.export.calibration import Calibration
+from hf_vit_seg.export.calibration_images import Calibration
 from hf_vit_seg.export.exporters import OnnxExporter, TorchScriptExporter
 from hf_vit_seg.export.forms import ExportForm, export_forms, with_export_forms
 from hf_vit_seg.export.graphs import CLASSES_TOGETHER, Geometry, LogitGraph, resize_to_labels

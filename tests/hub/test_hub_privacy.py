@@ -23,8 +23,8 @@ from hf_vit_seg import architectures
 from hf_vit_seg.cli import app
 from hf_vit_seg.data.sources.hub_datasets import HuggingFaceSource
 from hf_vit_seg.hub import PushError, Target, push, push_space
-from hf_vit_seg.hub.console import files_view
 from hf_vit_seg.hub.privacy import check_private
+from hf_vit_seg.hub.push_commands import files_view
 from hf_vit_seg.local_paths import common_folder, is_local_path, publishable, publishable_path
 from hf_vit_seg.provenance import CARD, provenance_from
 from hf_vit_seg.text_files import parse

@@ -19,15 +19,15 @@ from hf_vit_seg.data.datasets import RawDataset, TrainingDataset
 from hf_vit_seg.data.images.files import ImageBytes, ImageFile, ImageFileError
 from hf_vit_seg.data.images.pixels import read_pixels, read_rgb_image
 from hf_vit_seg.data.labels.class_table import ClassTable
-from hf_vit_seg.data.sources.registry import open_source
+from hf_vit_seg.data.sources.source_registry import open_source
 from hf_vit_seg.data.stream import Draw
 from hf_vit_seg.data.transforms.person_crops import PersonCrop
 from hf_vit_seg.data.transforms.pipeline import Pipeline, TransformContext
-from hf_vit_seg.demo.reading import Readers
+from hf_vit_seg.demo.image_reading import Readers
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.prediction import Job, PredictOptions, predict
 from hf_vit_seg.inference.image_inputs import load_pixels
-from hf_vit_seg.inference.tiles.reading import open_regions
+from hf_vit_seg.inference.tiles.region_reading import open_regions
 from hf_vit_seg.inference.video.frames import FrameFolder
 from hf_vit_seg.models.image_processing_segmentation import (
     SemanticSegmentationImageProcessor,

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from object_models import NAMES, draw_spots, spot_segmenter
 from PIL import Image, ImageDraw
 
-from hf_vit_seg.drawing.objects import draw_numbers, object_colors
+from hf_vit_seg.drawing.object_overlays import draw_numbers, object_colors
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.inference.segments import FoundObject, FoundSegments
+from hf_vit_seg.inference.found_segments import FoundObject, FoundSegments
 
 PALETTE = np.array([[255, 0, 0], [0, 255, 0]], np.uint8)
 

@@ -15,11 +15,11 @@ from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference import Protocol
 from hf_vit_seg.inference.dense.protocols import PredictionError
-from hf_vit_seg.inference.files.objects import predict_objects
+from hf_vit_seg.inference.files.object_files import predict_objects
 from hf_vit_seg.inference.files.prediction import Job, PredictOptions
+from hf_vit_seg.inference.found_segments import FoundObject
 from hf_vit_seg.inference.object_stitching import ObjectStitcher, window_core
-from hf_vit_seg.inference.segments import FoundObject
-from hf_vit_seg.inference.tiles.objects import predict_tiled_objects
+from hf_vit_seg.inference.tiles.tiled_objects import predict_tiled_objects
 
 GRIDS = [((64, 64), (48, 48)), ((40, 70), (20, 41)), ((33, 33), (16, 15)), ((200, 64), (100, 44)), ((31, 29), (8, 13))]
 
@@ -228,7 +228,7 @@ from object_models import spot_segmenter
 from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.inference import Protocol
 from hf_vit_seg.inference.files.prediction import Job, PredictOptions
-from hf_vit_seg.inference.tiles.objects import predict_tiled_objects
+from hf_vit_seg.inference.tiles.tiled_objects import predict_tiled_objects
 
 path = Path(sys.argv[1])
 image = np.lib.format.open_memmap(path, "w+", np.uint8, (20_000, 20_000))

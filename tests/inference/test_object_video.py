@@ -10,9 +10,9 @@ from PIL import Image
 
 from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.inference.files.prediction import Job, PredictOptions
-from hf_vit_seg.inference.segments import FoundSegments
+from hf_vit_seg.inference.found_segments import FoundSegments
 from hf_vit_seg.inference.video.object_colors import ObjectColors
-from hf_vit_seg.inference.video.prediction import predict_video
+from hf_vit_seg.inference.video.video_prediction import predict_video
 
 NAMES, PALETTE = ("cell", "sky"), np.array([[9, 9, 9], [1, 2, 3]], np.uint8)
 SIZE = (64, 96)

@@ -24,10 +24,10 @@ from hf_vit_seg.data.images.pixels import read_pixels
 from hf_vit_seg.inference import Protocol, Segmenter
 from hf_vit_seg.inference.files.prediction import PredictOptions
 from hf_vit_seg.inference.files.rasters import write_png, write_tiff
-from hf_vit_seg.inference.tiles.prediction import predict_tiled
-from hf_vit_seg.inference.tiles.reading import open_regions, region_size
+from hf_vit_seg.inference.tiles.region_reading import open_regions, region_size
 from hf_vit_seg.inference.tiles.stored_regions import StoredSegments
 from hf_vit_seg.inference.tiles.tiled_logits import TileGrid, tiling_protocol
+from hf_vit_seg.inference.tiles.tiled_prediction import predict_tiled
 from hf_vit_seg.inference.tiles.writing import Plane
 
 SIZE = (170, 230)
@@ -382,7 +382,7 @@ import torch
 from hf_vit_seg.inference.tiles import reading
 from hf_vit_seg.inference import Protocol
 from hf_vit_seg.inference.files.prediction import PredictOptions
-from hf_vit_seg.inference.tiles.prediction import predict_tiled
+from hf_vit_seg.inference.tiles.tiled_prediction import predict_tiled
 from benchmarks.measuring import peak_rss
 from tiny_segmenters import job, segmenter
 

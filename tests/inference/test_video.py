@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from hf_vit_seg.cli import app
 from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.inference.files.prediction import Job, PredictOptions
-from hf_vit_seg.inference.video.prediction import VideoError, is_video, predict_video
+from hf_vit_seg.inference.video.video_prediction import VideoError, is_video, predict_video
 
 av = pytest.importorskip("av")
 

@@ -26,7 +26,7 @@ BY_FILE = {
     "conversion/cvt/config_fields.py": {"KeyError"},  # a tensor missing in the checkpoint, caught in config_building
     "conversion/segformer/config_fields.py": {"KeyError"},
     "conversion/vit/config_fields.py": {"KeyError"},
-    "hf_vit_seg/demo/reading.py": {"EOFError", "RuntimeError"},  # of an exited process, caught in the same file
+    "hf_vit_seg/demo/image_reading.py": {"EOFError", "RuntimeError"},  # of an exited process, caught in the same file
     "hf_vit_seg/demo/request_limits.py": {
         "BodyTooLargeError",
         "TooSlowError",

@@ -37,7 +37,7 @@ ARROWS = {
 LEVELS: dict[str, list[set[str]]] = {
     "training": [
         {"__main__"},
-        {"console", "data_check"},
+        {"train_commands", "data_check"},
         {"runs"},
         {"recipe_loading", "loop"},
         {"evaluate_saved"},
@@ -59,12 +59,12 @@ LEVELS: dict[str, list[set[str]]] = {
         {"images", "wording"},
     ],
     "inference": [
-        {"__init__", "console", "pipeline"},
+        {"__init__", "predict_command", "pipeline"},
         {"tiles", "video", "batch"},
         {"files"},
         {"segmenter", "classifier", "pose_estimator", "instance_segmenter"},
         {"object_stitching", "image_segmenter"},
-        {"segmentation", "segments", "dense", "runtimes"},
+        {"segmentation", "found_segments", "dense", "runtimes"},
         {"image_model"},
         {"annotations", "image_inputs", "output_checks"},
     ],

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from hf_vit_seg import architectures, entry_points, plugin_listing, plugins
-from hf_vit_seg.data.sources.registry import SOURCES, SourceError, open_source
 from hf_vit_seg.data.sources.source import SourceRecord
+from hf_vit_seg.data.sources.source_registry import SOURCES, SourceError, open_source
 from hf_vit_seg.data.transforms.batch_mixing import BatchOptions
 from hf_vit_seg.data.transforms.context import TransformContext, TransformOptions
 from hf_vit_seg.data.transforms.pipeline import TRANSFORMS, read_pipeline
@@ -28,7 +28,7 @@ from hf_vit_seg.models.segmentation_heads import HEADS, find_head
 from hf_vit_seg.plugin_listing import GROUPS, TABLES, check_plugin, list_variants, models_view, unknown_groups
 from hf_vit_seg.plugins import accept_head, check_architecture
 from hf_vit_seg.records import Record, RecordError, Table
-from hf_vit_seg.training.losses.registry import LOSSES, LossSum
+from hf_vit_seg.training.losses.loss_registry import LOSSES, LossSum
 from hf_vit_seg.training.losses.terms import Loss, LossTerm
 
 BROKEN = {
@@ -147,11 +147,11 @@ def test_broken_files_of_an_architecture_are_reported(tmp_path, monkeypatch):
 
 
 def test_every_extensible_table_is_listed():
-    from hf_vit_seg.data.sources import registry as sources
+    from hf_vit_seg.data.sources import source_registry as sources
     from hf_vit_seg.data.transforms import batch_mixing
     from hf_vit_seg.data.transforms import pipeline as transforms
     from hf_vit_seg.export import exporters
-    from hf_vit_seg.training.losses import registry as losses
+    from hf_vit_seg.training.losses import loss_registry as losses
 
     modules = (batch_mixing, sources, transforms, exporters, losses)
     found = [value for module in modules for value in vars(module).values() if isinstance(value, Table)]

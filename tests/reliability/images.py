@@ -20,12 +20,12 @@ from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.data.images.pixels import read_mask, read_pixels
 from hf_vit_seg.data.labels.class_table import ClassTable
-from hf_vit_seg.data.sources.registry import open_source
+from hf_vit_seg.data.sources.source_registry import open_source
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.prediction import Job, PredictOptions, predict
-from hf_vit_seg.inference.tiles.prediction import needs_tiles, predict_tiled
-from hf_vit_seg.inference.video.prediction import open_video
+from hf_vit_seg.inference.tiles.tiled_prediction import needs_tiles, predict_tiled
+from hf_vit_seg.inference.video.video_prediction import open_video
 from hf_vit_seg.training.recipe_loading import load_recipe
 
 from .mutations import mutate

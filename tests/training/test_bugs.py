@@ -11,8 +11,8 @@ from hf_vit_seg.data.transforms.context import TransformContext, TransformOption
 from hf_vit_seg.data.transforms.pipeline import TRANSFORMS
 from hf_vit_seg.error_reporting import BUG, REFUSED
 from hf_vit_seg.models.modeling_segformer import SegFormerForSemanticSegmentation
-from hf_vit_seg.training.console import evaluate_command, train_command
 from hf_vit_seg.training.losses import pixel_losses
+from hf_vit_seg.training.train_commands import evaluate_command, train_command
 
 
 def broken_code(*arguments: Any, **options: Any) -> Any:

@@ -17,7 +17,7 @@ from torch.nn.functional import (
 from hf_vit_seg.models.cpu_kernels import STRIP_BYTES
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.losses.class_weights import class_weights
-from hf_vit_seg.training.losses.registry import LOSSES, LossSum, needs_class_frequencies
+from hf_vit_seg.training.losses.loss_registry import LOSSES, LossSum, needs_class_frequencies
 from hf_vit_seg.training.losses.upsampled_probabilities import upsampled_probabilities
 
 IGNORE = 255

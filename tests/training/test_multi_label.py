@@ -17,13 +17,13 @@ from hf_vit_seg.data.checks.check import check
 from hf_vit_seg.data.datasets import open_split
 from hf_vit_seg.data.labels.class_table import UnknownValueError
 from hf_vit_seg.data.samples import Labels
-from hf_vit_seg.data.sources.registry import SourceError
+from hf_vit_seg.data.sources.source_registry import SourceError
 from hf_vit_seg.inference import Classifier
 from hf_vit_seg.metrics.multi_label import MultiLabelScores, average_precision
-from hf_vit_seg.training.console import evaluate_command
 from hf_vit_seg.training.loop.trainer import RunStatus
 from hf_vit_seg.training.recipe.location import RecipeFileError
 from hf_vit_seg.training.recipe_loading import load_recipe
+from hf_vit_seg.training.train_commands import evaluate_command
 
 COLORS = {"red": 0, "green": 1, "blue": 2}
 

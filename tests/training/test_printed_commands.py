@@ -5,13 +5,13 @@ import shlex
 import pytest
 
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.training import console
+from hf_vit_seg.training import train_commands
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
-from hf_vit_seg.training.console import print_results, resume_command
 from hf_vit_seg.training.loop import trainer
 from hf_vit_seg.training.loop.trainer import RunStatus, TrainingError, evaluate_on_test
 from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.training.reports.metrics_report import MetricsReport
+from hf_vit_seg.training.train_commands import print_results, resume_command
 
 FOLDERS = ["plain", "my run", "it's; rm $HOME"]
 
@@ -44,9 +44,9 @@ def test_path_in_the_command_of_a_failed_evaluation_is_quoted(tmp_path, monkeypa
 @pytest.mark.parametrize(("split", "source"), [("validation", "train"), ("test", "test")])
 def test_evaluation_prints_the_data_that_it_reads(tmp_path, monkeypatch, capsys, split, source):
     report = MetricsReport(task="segmentation", scores={"mean_iou": 0.5}, names=("background", "nucleus"))
-    monkeypatch.setattr(console, "evaluate_model", lambda *_, **__: report)
+    monkeypatch.setattr(train_commands, "evaluate_model", lambda *_, **__: report)
     recipe = load_recipe("nuclei")  # the validation split is a share of the training split
-    assert console.evaluate_command("model", [], "nuclei", split, tmp_path) == 0
+    assert train_commands.evaluate_command("model", [], "nuclei", split, tmp_path) == 0
     settings = recipe.data.model_dump()[source]
     line = f"data.{source}: images {settings['images']}, masks {settings['masks']}"
     assert line in capsys.readouterr().out.splitlines()

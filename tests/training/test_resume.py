@@ -31,17 +31,17 @@ from hf_vit_seg.text_files import parse
 from hf_vit_seg.training.checkpoints.resume import check_same_run
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints, read_manifest
-from hf_vit_seg.training.console import print_results, train_command
 from hf_vit_seg.training.loop.trainer import RunStatus
 from hf_vit_seg.training.recipe.overrides import override_setting
 from hf_vit_seg.training.recipe.schema import Recipe
 from hf_vit_seg.training.recipe_loading import load_recipe
+from hf_vit_seg.training.train_commands import print_results, train_command
 
 # Dies as by `kill -9` in the middle of a step, after logging the step number.
 KILLED = """
 import os, signal, sys
 from hf_vit_seg.training.loop import optimizer_step as steps
-from hf_vit_seg.training.console import train_command
+from hf_vit_seg.training.train_commands import train_command
 from pathlib import Path
 recipe, out, last = sys.argv[1:]
 take = steps.OptimizerStep.take
@@ -415,7 +415,7 @@ KILLED_AT_THE_END = """
 import os, sys
 from pathlib import Path
 from hf_vit_seg.training.loop import trainer as run
-from hf_vit_seg.training.console import train_command
+from hf_vit_seg.training.train_commands import train_command
 recipe, out = sys.argv[1:]
 write_model = run.Run.write_model
 def write_model_or_die(self, target, *arguments, **options):

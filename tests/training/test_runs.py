@@ -8,7 +8,7 @@ from tiny_runs import settings, write_data, write_recipe
 
 import hf_vit_seg
 from hf_vit_seg.errors import HfVitSegError
-from hf_vit_seg.training import console
+from hf_vit_seg.training import train_commands
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectoryError
 from hf_vit_seg.training.loop.trainer import RunStatus
 from hf_vit_seg.training.reports.html_tables import paragraph, table
@@ -47,7 +47,7 @@ def test_train_and_evaluate_equal_the_commands(recipe, tmp_path):
     assert report.scores["mean_iou"] == pytest.approx(result.report.scores["mean_iou"])
     folder = result.model / "evaluation_validation"
     assert read_report(folder / "metrics.json").scores["mean_iou"] == report.scores["mean_iou"]
-    assert console.evaluate_command(str(result.model), [], None, "validation", tmp_path / "again") == 0
+    assert train_commands.evaluate_command(str(result.model), [], None, "validation", tmp_path / "again") == 0
     assert read_report(tmp_path / "again" / "metrics.json").numbers() == pytest.approx(report.numbers())
 
 

@@ -19,7 +19,7 @@ from hf_vit_seg.metrics.segment_overlaps import SegmentMap, find_overlaps
 from hf_vit_seg.models.image_processing_universal import UniversalSegmentationImageProcessor
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext
-from hf_vit_seg.training.evaluation.segments import image_quality, resize_segments
+from hf_vit_seg.training.evaluation.segment_evaluation import image_quality, resize_segments
 from hf_vit_seg.training.evaluation.tasks import evaluate
 from hf_vit_seg.training.figures.evaluation_samples import write_extreme_samples
 from hf_vit_seg.training.losses.objectives import HeadObjective

@@ -30,7 +30,7 @@ from transformers import AutoImageProcessor, AutoModelForPoseEstimation, AutoMod
 
 from hf_vit_seg.data.checks.check import BadDataError
 from hf_vit_seg.data.images.files import ImageFileError
-from hf_vit_seg.data.sources.registry import SourceError
+from hf_vit_seg.data.sources.source_registry import SourceError
 from hf_vit_seg.error_reporting import STOPPED
 from hf_vit_seg.errors import HfVitSegError, OutOfMemory, error_sentence
 from hf_vit_seg.inference import Segmenter
@@ -38,7 +38,6 @@ from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.checkpoints.main_process import PreparationError
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectoryError
 from hf_vit_seg.training.checkpoints.state import checkpoints
-from hf_vit_seg.training.console import evaluate_command, run_command, train_command
 from hf_vit_seg.training.evaluate_saved import evaluate_model
 from hf_vit_seg.training.loop import optimizer_step
 from hf_vit_seg.training.loop import setup as preparation
@@ -47,6 +46,7 @@ from hf_vit_seg.training.loop.trainer import RunStatus, TrainingError
 from hf_vit_seg.training.recipe.metric_names import METRICS
 from hf_vit_seg.training.recipe_loading import load_recipe
 from hf_vit_seg.training.reports.run_log import read as read_log
+from hf_vit_seg.training.train_commands import evaluate_command, run_command, train_command
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ import sys
 from pathlib import Path
 from safetensors.torch import save_file
 from hf_vit_seg.training.loop import trainer as run
-from hf_vit_seg.training.console import train_command
+from hf_vit_seg.training.train_commands import train_command
 recipe, out, *settings = sys.argv[1:]
 evaluate = run.evaluate
 def evaluate_and_save(context, dataset):
@@ -91,7 +91,7 @@ def init_on_devices(self, *arguments, **settings):
         self.distributed_type = DistributedType.MULTI_GPU
 PartialState.__init__ = init_on_devices
 from accelerate import Accelerator
-from hf_vit_seg.training.console import train_command
+from hf_vit_seg.training.train_commands import train_command
 recipe, out, *settings = sys.argv[1:]
 code = train_command(recipe, settings, Path(out), True, False)
 assert Accelerator().distributed_type == DistributedType.FSDP
@@ -490,7 +490,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from hf_vit_seg.training.loop import optimizer_step as steps
-from hf_vit_seg.training.console import train_command
+from hf_vit_seg.training.train_commands import train_command
 recipe, out, limit, *settings = sys.argv[1:]
 take = steps.OptimizerStep.take
 def filling(self, step, window, request):

@@ -13,7 +13,7 @@ from scipy import ndimage
 from hf_vit_seg.data.labels.class_table import ClassTable
 from hf_vit_seg.data.labels.segment_classes import count_objects, segment_targets
 from hf_vit_seg.data.samples import RawSegments
-from hf_vit_seg.data.transforms.segments import MIN_AREA
+from hf_vit_seg.data.transforms.sample_segments import MIN_AREA
 
 EIGHT = np.ones((3, 3), bool)  # pixels that touch at a corner are connected
 

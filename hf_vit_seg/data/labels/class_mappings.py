@@ -8,8 +8,8 @@ from typing import Any
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.text_files import read_json
 
-from .names import normalize_name
 from .raw_values import ClassTableError
+from .unicode_names import normalize_name
 
 INTEGER = re.compile("0|[1-9][0-9]*")
 FORMS = "{0: background, 1: nucleus} (value: name) or {background: 0, nucleus: [1, 2]} (name: values)"

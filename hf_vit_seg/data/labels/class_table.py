@@ -25,8 +25,8 @@ from .class_entries import (
     find_ignored_values,
     thing_classes,
 )
-from .names import normalize_name
 from .raw_values import IGNORED_VALUE, UNKNOWN, ClassTableError, Lookup, Raw, UnknownValueError, histogram
+from .unicode_names import normalize_name
 
 SHOWN = 5  # unknown values in a message
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from hf_vit_seg.data.images.files import ImageFileError
-from hf_vit_seg.data.labels.names import normalize_name
+from hf_vit_seg.data.labels.unicode_names import normalize_name
 from hf_vit_seg.data.samples import Labels
 from hf_vit_seg.data.storage.addresses import ConnectionLost, StorageError, read_address
 from hf_vit_seg.data.wording import format_list

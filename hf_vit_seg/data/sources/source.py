@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import AfterValidator, BeforeValidator
 
-from hf_vit_seg.data.labels.names import spellings
+from hf_vit_seg.data.labels.unicode_names import spellings
 from hf_vit_seg.data.samples import RawSample
 from hf_vit_seg.data.storage.addresses import is_address, local_path, locate
 from hf_vit_seg.data.wording import format_list

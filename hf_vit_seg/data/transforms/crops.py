@@ -32,7 +32,7 @@ from .context import (
     check_ascending,
     find_image,
 )
-from .segments import current_areas, rescale_areas
+from .sample_segments import current_areas, rescale_areas
 
 TRIES = 10  # for a crop that is not dominated by one class (mmseg)
 

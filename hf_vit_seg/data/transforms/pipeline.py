@@ -23,7 +23,7 @@ from .context import WITHOUT_PERSONS, Fill, Share, TransformContext, TransformOp
 from .crops import Pad, RandomCrop, RandomResize, RandomResizedCrop, Resize
 from .person_crops import PersonAffine
 from .photometric import Photometric, RandAugment, RandomBlur, RandomErasing, TrivialAugment
-from .segments import SegmentAreas, use_areas
+from .sample_segments import SegmentAreas, use_areas
 
 
 class RandomFlip(TransformOptions):

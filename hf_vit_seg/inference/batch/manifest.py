@@ -21,8 +21,8 @@ from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.provenance import package_versions
 
-from .inputs import Entry, InputError, Source, find_sources
-from .names import target_names
+from .batch_inputs import Entry, InputError, Source, find_sources
+from .result_names import target_names
 from .storage import Storage
 
 FOLDER = ".manifest"

@@ -23,8 +23,8 @@ from hf_vit_seg.inference.dense.image_preparation import PreparedImage, prepare_
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.prediction import FileFacts, PredictOptions, read_image
 
+from .image_readers import Readers
 from .manifest import Row
-from .readers import Readers
 
 
 class DecoderError(HfVitSegError):

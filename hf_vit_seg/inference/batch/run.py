@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from hf_vit_seg.conversion.errors import ConversionError
-from hf_vit_seg.conversion.pretrained import find_commit
+from hf_vit_seg.conversion.in_memory import find_commit
 from hf_vit_seg.data.storage.addresses import is_address, local_path
 from hf_vit_seg.directory_lock import lock_directory
 from hf_vit_seg.errors import HfVitSegError

@@ -25,10 +25,10 @@ from hf_vit_seg.inference.segmenter import Segmenter, view_sizes
 from hf_vit_seg.local_paths import publishable_path
 
 from .batches import BatchWindow
+from .image_readers import Readers
 from .manifest import FOLDER, Manifest, Row
 from .outputs import Output, Result, open_output, result_savers
 from .preparation import Failure, ImagePreparation, Prepared, Preparer, decoding_processes, failure
-from .readers import Readers
 
 PER_IMAGE_ERRNOS = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL})  # others stop the run
 NOT_REPORTED = ("timings_ms",)  # results do not depend on the duration

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from hf_vit_seg.data.images.files import ImageFile
-from hf_vit_seg.data.labels.names import normalize_name
+from hf_vit_seg.data.labels.unicode_names import normalize_name
 from hf_vit_seg.data.sources.coco_files import CocoCategory, CocoLists, Id, read_lists, validate_entries
 from hf_vit_seg.data.sources.coco_geometry import check_extent
 from hf_vit_seg.data.sources.coco_keypoints import clip_boxes

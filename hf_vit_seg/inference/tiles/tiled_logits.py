@@ -25,7 +25,7 @@ from hf_vit_seg.inference.dense.sliding_windows import Crop, WindowGrid
 from hf_vit_seg.inference.segmenter import WINDOWS_TOGETHER, Segmenter
 from hf_vit_seg.models.grid_sizes import ceil_div
 
-from .reading import RegionImage
+from .region_reading import RegionImage
 
 SIDE = 2048
 WINDOW = 512  # if neither protocol nor processor defines a size

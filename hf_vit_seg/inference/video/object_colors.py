@@ -8,8 +8,8 @@ Shapes: H W a frame, n objects.
 
 import numpy as np
 
-from hf_vit_seg.drawing.objects import object_colors
-from hf_vit_seg.inference.segments import FoundSegments
+from hf_vit_seg.drawing.object_overlays import object_colors
+from hf_vit_seg.inference.found_segments import FoundSegments
 
 MIN_IOU = 0.1  # minimum IoU of an object in consecutive frames
 

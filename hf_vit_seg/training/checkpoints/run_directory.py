@@ -24,8 +24,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.atomic_io import PARTIAL, atomic_directory, clean_up, write_text
 from hf_vit_seg.conversion.files.download import is_url
-from hf_vit_seg.conversion.pretrained import pretrained_provenance
-from hf_vit_seg.data.sources.registry import SOURCES
+from hf_vit_seg.conversion.in_memory import pretrained_provenance
+from hf_vit_seg.data.sources.source_registry import SOURCES
 from hf_vit_seg.directory_lock import LOCK, RECIPE, RUN_FOLDERS
 from hf_vit_seg.errors import HfVitSegError, write_errors
 from hf_vit_seg.provenance import Provenance, find_provenance, write_card

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.datasets import open_split
-from hf_vit_seg.data.sources.registry import SOURCES
+from hf_vit_seg.data.sources.source_registry import SOURCES
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.output_checks import invalid_outputs
 from hf_vit_seg.inference.segmenter import Segmenter

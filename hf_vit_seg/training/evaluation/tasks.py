@@ -37,7 +37,7 @@ from hf_vit_seg.training.reports.memory_advice import evaluation_memory_advice
 
 from .evaluate import Evaluation, EvaluationContext, InvalidOutputs, in_evaluation, local_batches, sum_over_processes
 from .sample_scores import ValidationLoss, gather_scores, update_by_image
-from .segments import evaluate_segments
+from .segment_evaluation import evaluate_segments
 
 logger = logging.getLogger(__name__)
 

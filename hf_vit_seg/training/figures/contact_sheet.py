@@ -16,15 +16,15 @@ from hf_vit_seg.data.labels.class_table import ClassTable
 from hf_vit_seg.data.labels.segment_classes import apply_classes
 from hf_vit_seg.data.samples import Labels, Person, RawSample, RawSegments
 from hf_vit_seg.data.wording import format_list
-from hf_vit_seg.drawing.objects import draw_numbers
+from hf_vit_seg.drawing.object_overlays import draw_numbers
 from hf_vit_seg.drawing.overlays import FAINT, PAPER, LegendRow, draw_overlay, nearest_labels, resize_for_display
 from hf_vit_seg.drawing.palettes import class_palette
 from hf_vit_seg.drawing.skeletons import Skeleton, draw_skeletons
 from hf_vit_seg.errors import HfVitSegError
 
 from .layout import Color, add_caption, fit_size, grid, legend_below
-from .samples import IGNORED
-from .segments import count_objects, segment_colors
+from .sample_figures import IGNORED
+from .segment_figures import count_objects, segment_colors
 
 MAX_SAMPLES = 24  # samples
 WIDTH = 1600  # width of the sheet in pixels

@@ -24,13 +24,13 @@ from hf_vit_seg.metrics.multi_label import THRESHOLD
 from hf_vit_seg.records import read_record
 from hf_vit_seg.training.evaluation.evaluate import EvaluationContext, in_evaluation
 from hf_vit_seg.training.evaluation.sample_scores import SampleScores
-from hf_vit_seg.training.evaluation.segments import build_segmenter
+from hf_vit_seg.training.evaluation.segment_evaluation import build_segmenter
 from hf_vit_seg.training.recipe.schema import Recipe, Task
 
 from .layout import add_caption
 from .poses import pose_figure
-from .samples import ClassifiedImage, classification_figure, figure_paths, segmentation_figure, write_figures
-from .segments import segment_figure
+from .sample_figures import ClassifiedImage, classification_figure, figure_paths, segmentation_figure, write_figures
+from .segment_figures import segment_figure
 
 MAX_NAMES = 3  # classes in a caption
 IMAGES, MAX_IMAGES = "images", 4  # a folder of the samples, and how many images it has

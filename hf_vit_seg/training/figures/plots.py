@@ -19,7 +19,7 @@ from hf_vit_seg.training.reports.metrics_report import FILE, MetricsReport, read
 from hf_vit_seg.training.reports.run_log import read
 
 from .classes import class_figure, main_column, precision_recall_figure, reliability_figure, scores_figure
-from .confusion_matrix import confusion_figure
+from .confusion_figures import confusion_figure
 from .curves import metric_figure, training_figure
 from .style import Figure, set_font_families
 

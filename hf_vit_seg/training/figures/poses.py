@@ -13,7 +13,7 @@ from hf_vit_seg.drawing.overlays import display_size, resize_for_display
 from hf_vit_seg.drawing.skeletons import MIN_SCORE, Skeleton, draw_skeletons
 
 from .layout import add_caption, grid
-from .samples import as_rgb
+from .sample_figures import as_rgb
 
 MAX_SIDE = 640  # longest side of a panel
 NO_BONES = Skeleton()

@@ -5,7 +5,7 @@ import time
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.figures.html_report import BATCHES, write_html_report
 from hf_vit_seg.training.figures.plots import draw_plots, find_report
-from hf_vit_seg.training.figures.samples import write_figures
+from hf_vit_seg.training.figures.sample_figures import write_figures
 from hf_vit_seg.training.figures.training_batches import training_batch_figure
 from hf_vit_seg.training.losses.objectives import Batch
 from hf_vit_seg.training.reports.metrics_report import MetricsReport

@@ -37,8 +37,8 @@ from hf_vit_seg.training.checkpoints.main_process import on_main_process
 from hf_vit_seg.training.checkpoints.resume import check_same_data, resume_notes
 from hf_vit_seg.training.checkpoints.state import DataFingerprint, Manifest, data_fingerprint
 from hf_vit_seg.training.evaluation.trial import extreme_samples, try_evaluation
+from hf_vit_seg.training.losses.loss_registry import describe_losses
 from hf_vit_seg.training.losses.objectives import OBJECTIVES, Batch, HeadObjective, Objective
-from hf_vit_seg.training.losses.registry import describe_losses
 from hf_vit_seg.training.model.building import PAIRS_FIELD, BuiltModel, build_model, output_names, prepare_for_training
 from hf_vit_seg.training.model.freezing import ParameterCounts, count_parameters
 from hf_vit_seg.training.model.normalization import convert_sync_batchnorm

@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_vit_seg.training.recipe.schema import Recipe, Task
 
-from .registry import DEFAULT, LossSum
+from .loss_registry import DEFAULT, LossSum
 
 Batch = dict[str, Any]
 

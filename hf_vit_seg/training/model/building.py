@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from hf_vit_seg.conversion.convert import Conversion
 from hf_vit_seg.conversion.errors import ConversionError
-from hf_vit_seg.conversion.pretrained import convert_pretrained, describe
+from hf_vit_seg.conversion.in_memory import convert_pretrained, describe
 from hf_vit_seg.data.statistics import Statistics
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.loading.errors import INVALID_FILES

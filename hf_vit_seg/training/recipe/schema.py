@@ -92,7 +92,7 @@ class SamplingRecipe(Record):
 
 
 class DataRecipe(Record):
-    """Sources of images and targets, each `{kind: ..., ...}`, see `hf_vit_seg.data.sources.registry`."""
+    """Sources of images and targets, each `{kind: ..., ...}`, see `hf_vit_seg.data.sources.source_registry`."""
 
     renamed: ClassVar = {"bands": "channels"}
 

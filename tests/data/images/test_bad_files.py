@@ -22,10 +22,10 @@ from hf_vit_seg.cli import app
 from hf_vit_seg.data.checks.check import check
 from hf_vit_seg.data.images.files import ImageBytes, ImageFile, ImageFileError, find_images
 from hf_vit_seg.data.images.pixels import array_mask, read_mask, read_pixels
-from hf_vit_seg.export.calibration import Calibration
+from hf_vit_seg.export.calibration_images import Calibration
 from hf_vit_seg.inference.files.prediction import Job, PredictOptions, predict
 from hf_vit_seg.inference.segmenter import Segmenter
-from hf_vit_seg.inference.tiles.reading import open_regions, region_size
+from hf_vit_seg.inference.tiles.region_reading import open_regions, region_size
 from hf_vit_seg.records import read_record
 from hf_vit_seg.training.recipe.schema import Recipe
 

@@ -16,7 +16,7 @@ from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
 from hf_vit_seg.data.images.pixels import read_pixels
 from hf_vit_seg.data.labels.class_table import ClassTable
-from hf_vit_seg.data.sources.registry import open_source
+from hf_vit_seg.data.sources.source_registry import open_source
 from hf_vit_seg.data.statistics import compute_statistics
 from hf_vit_seg.training.recipe_loading import load_recipe
 

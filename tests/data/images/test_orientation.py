@@ -14,7 +14,7 @@ from hf_vit_seg.data.images.files import ImageBytes, read_orientation
 from hf_vit_seg.data.images.orientation import turn_upright, upright_size
 from hf_vit_seg.data.images.pixels import read_mask, read_pixels, read_rgb_image
 from hf_vit_seg.data.labels.class_table import ClassTable
-from hf_vit_seg.data.sources.registry import open_source
+from hf_vit_seg.data.sources.source_registry import open_source
 from hf_vit_seg.training.data_check import split_content
 from hf_vit_seg.training.recipe_loading import load_recipe
 

@@ -12,8 +12,8 @@ from hf_vit_seg.data.checks.check import check_datasets
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.labels.class_table import ClassTable
 from hf_vit_seg.data.sources.coco_geometry import MAX_OUTLINE_LENGTH, decompress, encode_shape, run_lengths
-from hf_vit_seg.data.sources.registry import open_source
 from hf_vit_seg.data.sources.source import SourceError
+from hf_vit_seg.data.sources.source_registry import open_source
 from hf_vit_seg.training.recipe_loading import load_recipe
 
 HEIGHT, WIDTH = 12, 10

@@ -10,7 +10,7 @@ from PIL import Image
 from hf_vit_seg.data.checks.sample_facts import source_stamp
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.labels.class_table import ClassTable
-from hf_vit_seg.data.sources.registry import SourceError, open_source
+from hf_vit_seg.data.sources.source_registry import SourceError, open_source
 
 SIDE = 8
 KEYPOINTS = ["nose", "tail"]

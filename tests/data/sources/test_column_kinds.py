@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_vit_seg.data.sources.registry import SourceError, open_source
+from hf_vit_seg.data.sources.source_registry import SourceError, open_source
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 
 from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.labels.raw_values import IGNORED_VALUE
-from hf_vit_seg.data.sources.registry import SourceError, open_source
+from hf_vit_seg.data.sources.source_registry import SourceError, open_source
 
 HEIGHT, WIDTH = 8, 10
 

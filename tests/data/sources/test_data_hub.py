@@ -10,7 +10,7 @@ from PIL import Image
 
 from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.sources.columns import HubDataset
-from hf_vit_seg.data.sources.registry import SourceError, open_source
+from hf_vit_seg.data.sources.source_registry import SourceError, open_source
 
 COUNT = 4
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hf_vit_seg.data.sources.registry import SOURCES, SourceError, open_source
 from hf_vit_seg.data.sources.source import SourceRecord
+from hf_vit_seg.data.sources.source_registry import SOURCES, SourceError, open_source
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.recipe.schema import Task
 

@@ -6,7 +6,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from hf_vit_seg.data.sources.registry import SourceError, open_source
+from hf_vit_seg.data.sources.source_registry import SourceError, open_source
 
 
 def save(path) -> None:

@@ -14,7 +14,7 @@ from hf_vit_seg.data.datasets import RawDataset, open_split
 from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.labels.class_table import ClassTableError
 from hf_vit_seg.data.samples import Segments
-from hf_vit_seg.data.sources.registry import SourceError
+from hf_vit_seg.data.sources.source_registry import SourceError
 from hf_vit_seg.records import read_record
 from hf_vit_seg.training.recipe.schema import Recipe
 

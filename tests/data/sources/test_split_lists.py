@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from hf_vit_seg.data.sources.registry import SourceError, open_source
+from hf_vit_seg.data.sources.source_registry import SourceError, open_source
 
 STEMS = ["2007_000032", "2007_000039", "a b", "x/1.2", "only_image"]
 

@@ -16,7 +16,7 @@ from PIL import Image
 from hf_vit_seg.data.checks.check import check
 from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.samples import Labels
-from hf_vit_seg.data.sources.registry import SourceError, open_source
+from hf_vit_seg.data.sources.source_registry import SourceError, open_source
 from hf_vit_seg.data.sources.tar_shards import expand_braces
 from hf_vit_seg.data.storage.addresses import ConnectionLost
 from hf_vit_seg.records import read_record

@@ -25,9 +25,9 @@ from hf_vit_seg.error_reporting import DONE, FAILED, REFUSED
 from hf_vit_seg.hub.dataset import push_dataset
 from hf_vit_seg.hub.repository import PushError, Target
 from hf_vit_seg.inference import Segmenter
-from hf_vit_seg.inference.batch import console
+from hf_vit_seg.inference.batch import batch_console
 from hf_vit_seg.inference.batch import run as run_module
-from hf_vit_seg.inference.batch.console import requires_shards, share_of_processes, summary_lines
+from hf_vit_seg.inference.batch.batch_console import requires_shards, share_of_processes, summary_lines
 from hf_vit_seg.inference.batch.processes import ShardProgress
 from hf_vit_seg.inference.batch.run import BatchRun, RunError, RunObserver, RunSummary, resources, segment_images
 from hf_vit_seg.inference.files.prediction import PredictOptions
@@ -335,8 +335,8 @@ def test_summary_reports_remaining_images():
 
 
 def test_progress_without_a_terminal_is_printed_as_lines(monkeypatch, capsys):
-    monkeypatch.setattr(console, "LINE_SECONDS", 0)
-    progress = console.BatchProgress(hidden=False)
+    monkeypatch.setattr(batch_console, "LINE_SECONDS", 0)
+    progress = batch_console.BatchProgress(hidden=False)
     with progress.bar:
         progress.on_start(10, 4)
         progress.on_event(ShardProgress(0, 1))
@@ -349,16 +349,16 @@ def test_progress_without_a_terminal_is_printed_as_lines(monkeypatch, capsys):
 def test_every_job_shows_its_progress_and_one_process_of_a_launcher(monkeypatch):
     hidden = []
 
-    def segment(run: BatchRun, observer: console.BatchProgress) -> RunSummary:
+    def segment(run: BatchRun, observer: batch_console.BatchProgress) -> RunSummary:
         hidden.append(observer.bar.disable)
         return RunSummary(1, 1, (), 0, 0.0, 0.0)
 
-    monkeypatch.setattr(console, "segment_images", segment)
+    monkeypatch.setattr(batch_console, "segment_images", segment)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     run = BatchRun(PredictOptions(model="model"), ("photos",), "out", rank=1, world=2)
-    console.run_batch(run)
+    batch_console.run_batch(run)
     monkeypatch.setenv("MASTER_ADDR", "localhost")
-    console.run_batch(run)
+    batch_console.run_batch(run)
     assert hidden == [False, True]
 
 

@@ -21,7 +21,7 @@ from hf_vit_seg.inference.batch.manifest import (
     read_manifest,
     shard_bounds,
 )
-from hf_vit_seg.inference.batch.names import target_names
+from hf_vit_seg.inference.batch.result_names import target_names
 from hf_vit_seg.inference.batch.storage import Storage
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
@@ -162,7 +162,7 @@ PLAN_IMAGES = """
 import sys
 from pathlib import Path
 from hf_vit_seg.inference.batch import manifest
-from hf_vit_seg.inference.batch.inputs import Entry, Source
+from hf_vit_seg.inference.batch.batch_inputs import Entry, Source
 from hf_vit_seg.inference.batch.storage import Storage
 
 def find_sources(*_):

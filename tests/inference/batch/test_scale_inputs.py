@@ -14,9 +14,9 @@ from tiny_segmenters import save_segmenter
 
 from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
 from hf_vit_seg.data.storage.addresses import ConnectionLost, StorageError
-from hf_vit_seg.inference.batch.inputs import InputError, find_sources
+from hf_vit_seg.inference.batch.batch_inputs import InputError, find_sources
+from hf_vit_seg.inference.batch.image_readers import Readers
 from hf_vit_seg.inference.batch.manifest import Manifest, RunSettings, plan
-from hf_vit_seg.inference.batch.readers import Readers
 from hf_vit_seg.inference.batch.run import BatchRun, segment_images
 from hf_vit_seg.inference.batch.storage import Storage
 from hf_vit_seg.inference.files.prediction import PredictOptions
@@ -149,7 +149,7 @@ def test_server_without_ranges_raises(tmp_path, monkeypatch):
         def read(self, size: int | None = -1) -> bytes:
             raise ValueError("the server does not support range requests")
 
-    monkeypatch.setattr("hf_vit_seg.inference.batch.inputs.open_binary", lambda given: WholeFile(b"PAR1" * 100))
+    monkeypatch.setattr("hf_vit_seg.inference.batch.batch_inputs.open_binary", lambda given: WholeFile(b"PAR1" * 100))
     with pytest.raises(ImageFileError, match="range requests"):
         list(find_sources([str(path)]))
 
@@ -259,7 +259,7 @@ def test_stream_is_read_once_by_a_process(stream, tmp_path):
 
 
 def test_skipped_rows_of_a_stream_are_not_stored(stream, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_vit_seg.inference.batch.readers.KEPT_ROWS", 2)
+    monkeypatch.setattr("hf_vit_seg.inference.batch.image_readers.KEPT_ROWS", 2)
     manifest = plan(RunSettings("model", "", ("datasets://me/stream",), shards=4), Storage(str(tmp_path)))
     stream.clear()
     readers = Readers(manifest)
@@ -271,7 +271,7 @@ def test_skipped_rows_of_a_stream_are_not_stored(stream, tmp_path, monkeypatch):
 
 
 def test_few_readers_are_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_vit_seg.inference.batch.readers.MAX_OPEN", 2)
+    monkeypatch.setattr("hf_vit_seg.inference.batch.image_readers.MAX_OPEN", 2)
     for number in range(4):
         write_parquet(tmp_path / f"{number}.parquet", 2)
     manifest = planned(tmp_path / "out", str(tmp_path))

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from tiny_runs import run, settings, write_data, write_recipe
 
-from hf_vit_seg.training.console import evaluate_command
 from hf_vit_seg.training.evaluation import tasks
+from hf_vit_seg.training.train_commands import evaluate_command
 
 EVERY = ["00.tif", "01.tif", "02.tif"]
 

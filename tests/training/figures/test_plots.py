@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from hf_vit_seg.training.figures.classes import class_figure, reliability_figure
-from hf_vit_seg.training.figures.confusion_matrix import MAX_CLASSES, confusion_figure
+from hf_vit_seg.training.figures.confusion_figures import MAX_CLASSES, confusion_figure
 from hf_vit_seg.training.figures.curves import metric_figure, moving_average, training_figure
 from hf_vit_seg.training.figures.plots import draw_plots
 from hf_vit_seg.training.reports.metrics_report import FILE, MetricsReport, write_report

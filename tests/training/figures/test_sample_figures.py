@@ -10,7 +10,7 @@ from hf_vit_seg.keypoint_names import COCO_KEYPOINTS
 from hf_vit_seg.metrics.confusion_matrix import ConfusionMatrix
 from hf_vit_seg.training.figures.layout import add_caption, grid, legend_below, truncate_text
 from hf_vit_seg.training.figures.poses import persons, pose_figure
-from hf_vit_seg.training.figures.samples import (
+from hf_vit_seg.training.figures.sample_figures import (
     IGNORED,
     MAX_SIDE,
     MISSED,

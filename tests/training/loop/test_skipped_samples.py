@@ -9,9 +9,9 @@ from tiny_runs import log, run, settings, weights, write_data, write_recipe
 
 from hf_vit_seg.data.checks.check import BadDataError, check
 from hf_vit_seg.training.checkpoints.state import CheckpointError
-from hf_vit_seg.training.console import evaluate_command
 from hf_vit_seg.training.loop.trainer import RunStatus
 from hf_vit_seg.training.recipe_loading import load_recipe
+from hf_vit_seg.training.train_commands import evaluate_command
 
 SKIP = "data.on_error=skip"
 

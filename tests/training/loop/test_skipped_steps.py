@@ -18,7 +18,7 @@ from hf_vit_seg.training.loop.trainer import RunStatus
 CORRUPTED = """
 import sys
 from pathlib import Path
-from hf_vit_seg.training.console import train_command
+from hf_vit_seg.training.train_commands import train_command
 from hf_vit_seg.training.loop import optimizer_step
 recipe, out, *settings = sys.argv[1:]
 accumulate, calls = optimizer_step.accumulate, []

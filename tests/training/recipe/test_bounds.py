@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from tiny_runs import run, settings, write_data, write_recipe
 
-from hf_vit_seg.data.sources.registry import SOURCES
+from hf_vit_seg.data.sources.source_registry import SOURCES
 from hf_vit_seg.data.transforms.batch_mixing import BATCH_TRANSFORMS
 from hf_vit_seg.data.transforms.pipeline import TRANSFORMS
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.records import RecordError
-from hf_vit_seg.training.losses.registry import LOSSES
+from hf_vit_seg.training.losses.loss_registry import LOSSES
 from hf_vit_seg.training.optimization.parameter_groups import GroupRow
 from hf_vit_seg.training.recipe.location import RecipeFileError
 from hf_vit_seg.training.recipe.schema import Recipe

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from tiny_runs import run, settings, weights, write_data, write_recipe
 
-from hf_vit_seg.data.sources.registry import SourceError
+from hf_vit_seg.data.sources.source_registry import SourceError
 from hf_vit_seg.training.checkpoints.resume import resume_notes
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints, read_manifest
-from hf_vit_seg.training.console import evaluate_command
 from hf_vit_seg.training.recipe.differences import differences
 from hf_vit_seg.training.recipe.files import publishable_recipe_text, recipe_text
 from hf_vit_seg.training.recipe.paths import describe_data, relative_paths
 from hf_vit_seg.training.recipe_loading import load_recipe
+from hf_vit_seg.training.train_commands import evaluate_command
 
 
 def relative_recipe(folder: Path) -> Path:

@@ -16,10 +16,10 @@ from hf_vit_seg.plugins import architectures
 from hf_vit_seg.provenance import Provenance
 from hf_vit_seg.records import shorten
 
+from .checkpoint_readers import CONFIG, SUFFIXES, Checkpoint, read, read_json, read_shapes, weight_file
 from .convert import Conversion, convert_in_memory, source_provenance
 from .errors import ConversionError, UnsupportedCheckpoint
 from .files.download import download_file, is_repository, is_url, locate, names_repository, repository_id
-from .readers import CONFIG, SUFFIXES, Checkpoint, read, read_json, read_shapes, weight_file
 from .registry import full_name, recognize, sources
 
 ADAPTER = "adapter_config.json"

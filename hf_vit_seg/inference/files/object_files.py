@@ -19,9 +19,9 @@ from hf_vit_seg.atomic_io import json_text
 from hf_vit_seg.data.images.georeference import GeoTags, file_georeference
 from hf_vit_seg.drawing.overlays import save_overlay
 from hf_vit_seg.inference.dense.image_preparation import milliseconds_since
+from hf_vit_seg.inference.found_segments import COLUMNS, FoundSegments, instance_dtype
 from hf_vit_seg.inference.image_inputs import load_file
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
-from hf_vit_seg.inference.segments import COLUMNS, FoundSegments, instance_dtype
 
 from .map_coordinates import MapCoordinates, map_coordinates
 from .prediction import (

@@ -26,13 +26,13 @@ from hf_vit_seg.error_reporting import (
 )
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.classification_and_pose import classify, estimate_poses
-from hf_vit_seg.inference.files.objects import predict_objects
+from hf_vit_seg.inference.files.object_files import predict_objects
 from hf_vit_seg.inference.files.prediction import Job, Outcome, PredictOptions, failed_outcome, predict
 from hf_vit_seg.inference.files.tables import TABLES, write_tables
-from hf_vit_seg.inference.tiles.objects import predict_tiled_objects
-from hf_vit_seg.inference.tiles.prediction import Progress as TileProgress
-from hf_vit_seg.inference.tiles.prediction import needs_tiles, predict_tiled
-from hf_vit_seg.inference.video.prediction import is_video, predict_video
+from hf_vit_seg.inference.tiles.tiled_objects import predict_tiled_objects
+from hf_vit_seg.inference.tiles.tiled_prediction import Progress as TileProgress
+from hf_vit_seg.inference.tiles.tiled_prediction import needs_tiles, predict_tiled
+from hf_vit_seg.inference.video.video_prediction import is_video, predict_video
 from hf_vit_seg.records import RecordError, read_record
 
 from .classifier import Classifier

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hf_vit_seg.drawing.objects import draw_numbers
+from hf_vit_seg.drawing.object_overlays import draw_numbers
 from hf_vit_seg.drawing.outlines import extract_regions
 from hf_vit_seg.errors import HfVitSegError
 

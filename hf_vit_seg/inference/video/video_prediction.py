@@ -19,10 +19,10 @@ from hf_vit_seg.atomic_io import json_text, partial_path, write_files
 from hf_vit_seg.errors import write_errors
 from hf_vit_seg.inference.files.prediction import Job, PredictOptions, class_rows
 from hf_vit_seg.inference.files.suffixes import FRAMES, REPORT, VIDEO
+from hf_vit_seg.inference.found_segments import FoundSegments
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
 from hf_vit_seg.inference.segmentation import Segmentation, class_counts
 from hf_vit_seg.inference.segmenter import Segmenter
-from hf_vit_seg.inference.segments import FoundSegments
 
 from .frames import VIDEO_SUFFIXES, Frame, FrameFolder, Video, VideoError, VideoFile, VideoWriter
 from .object_colors import ObjectColors

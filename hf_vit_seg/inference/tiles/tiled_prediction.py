@@ -28,7 +28,7 @@ from hf_vit_seg.inference.image_segmenter import ImageSegmenter
 from hf_vit_seg.inference.segmentation import class_counts, file_palette, nodata_label
 from hf_vit_seg.inference.segmenter import Segmenter
 
-from .reading import RegionImage, open_regions, region_size
+from .region_reading import RegionImage, open_regions, region_size
 from .tiled_logits import SIDE, Tile, TiledImage, TileGrid, tiling_protocol
 from .writing import Plane, TileRecord
 

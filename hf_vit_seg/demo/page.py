@@ -14,10 +14,10 @@ from .accelerator import zero_gpu
 from .batch_tab import BatchTab
 from .catalogue import Catalogue, default_models
 from .classification_tab import ClassificationTab
-from .inputs import GuardedPage
+from .component_inputs import GuardedPage
+from .image_reading import READERS
 from .object_tab import ObjectTab
 from .pose_tab import PoseTab
-from .reading import READERS
 from .request_limits import RequestLimits, answer_invalid_request
 from .segmentation_tab import SegmentationTab
 from .upload_folder import SECONDS_KEPT, private_folder, sweep_regularly

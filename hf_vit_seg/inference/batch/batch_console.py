@@ -15,7 +15,7 @@ from transformers.utils import logging
 from hf_vit_seg.data.storage.addresses import is_address
 from hf_vit_seg.error_reporting import BUG, DONE, FAILED, is_quiet, status_console
 
-from .inputs import PARQUET, TAR
+from .batch_inputs import PARQUET, TAR
 from .processes import Event, ShardProgress
 from .run import ERRORS, BatchRun, RunError, RunObserver, RunSummary, is_launched, segment_images
 from .shard import ShardStatus

@@ -17,20 +17,20 @@ from typing import Any
 import numpy as np
 
 from hf_vit_seg.atomic_io import json_text, write_files
-from hf_vit_seg.drawing.objects import draw_numbers
+from hf_vit_seg.drawing.object_overlays import draw_numbers
 from hf_vit_seg.drawing.overlays import save_overlay
 from hf_vit_seg.errors import write_errors
 from hf_vit_seg.inference.files.map_coordinates import map_coordinates
-from hf_vit_seg.inference.files.objects import InstanceRaster, object_report, object_savers
+from hf_vit_seg.inference.files.object_files import InstanceRaster, object_report, object_savers
 from hf_vit_seg.inference.files.prediction import Job, PredictOptions
 from hf_vit_seg.inference.files.suffixes import OVERLAY, REPORT
+from hf_vit_seg.inference.found_segments import FoundObject
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
 from hf_vit_seg.inference.object_stitching import ObjectStitcher
-from hf_vit_seg.inference.segments import FoundObject
 
-from .prediction import Progress, common_plan, overview
-from .reading import open_regions
+from .region_reading import open_regions
 from .tiled_logits import tiling_protocol
+from .tiled_prediction import Progress, common_plan, overview
 from .writing import complete_lines, reuse_folder
 
 WINDOWS = "windows.jsonl"

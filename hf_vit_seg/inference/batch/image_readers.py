@@ -20,7 +20,7 @@ from hf_vit_seg.data.storage.addresses import (
     read_remote,
 )
 
-from .inputs import Source, load_dataset
+from .batch_inputs import Source, load_dataset
 from .manifest import Manifest, Row
 
 KEPT_ROWS = 64  # more than threads read ahead

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from hf_vit_seg.data.samples import Segments
-from hf_vit_seg.drawing.objects import draw_numbers, object_colors
+from hf_vit_seg.drawing.object_overlays import draw_numbers, object_colors
 from hf_vit_seg.drawing.overlays import resize_for_display
 
 from .layout import add_caption, grid
-from .samples import as_rgb, panel_size
+from .sample_figures import as_rgb, panel_size
 
 
 def segment_figure(
