@@ -56,21 +56,21 @@ def read(path: Path, weights: str | None = None) -> Checkpoint:
     if file.name.endswith(".index.json"):
         if weights:
             raise ConversionError(f"'{file}' is a sharded checkpoint with one set of weights; omit --weights")
-        found = read_shards(file)
+        tensors = read_shards(file)
     else:
-        found = find_state_dict(file, read_file(file), weights)
-    if not found.tensors:
+        tensors = find_state_dict(file, read_file(file), weights)
+    if not tensors.tensors:
         raise ConversionError(f"'{file}' contains no tensors, {EXPECTED}")
     config = read_json(file.parent / CONFIG)
     return Checkpoint(
         path=path,
-        tensors=copy_shared(found.tensors),
-        meta=found.meta,
+        tensors=copy_shared(tensors.tensors),
+        meta=tensors.meta,
         config=config,
         processor=read_processor(file.parent, config),
         card=read_card(file.parent),
-        weights=found.describe(),
-        dropped=found.dropped,
+        weights=tensors.describe(),
+        dropped=tensors.dropped,
     )
 
 
@@ -86,16 +86,16 @@ def read_shapes(path: Path, weights: str | None = None) -> Checkpoint | None:
         return None
     try:
         if file.name.endswith(".index.json"):
-            found = read_shards(file, read_file_shapes)
+            shapes = read_shards(file, read_file_shapes)
         else:
-            found = find_state_dict(file, read_file_shapes(file), weights)
+            shapes = find_state_dict(file, read_file_shapes(file), weights)
     except WholeFileError:
         return None
-    if not found.tensors:
+    if not shapes.tensors:
         return None
-    tensors = {name: tensor.detach().to("meta") for name, tensor in found.tensors.items()}
+    tensors = {name: tensor.detach().to("meta") for name, tensor in shapes.tensors.items()}
     config = read_json(file.parent / CONFIG)
-    return Checkpoint(path, tensors, found.meta, config, read_processor(file.parent, config), read_card(file.parent))
+    return Checkpoint(path, tensors, shapes.meta, config, read_processor(file.parent, config), read_card(file.parent))
 
 
 class WholeFileError(ConversionError):
@@ -104,10 +104,10 @@ class WholeFileError(ConversionError):
 
 def read_file_shapes(file: Path) -> Mapping[Any, Any]:
     """Read the shapes of a file; WholeFileError if its format does not allow it."""
-    found = file_formats.read_shapes(file) if file.is_file() else None
-    if not isinstance(found, Mapping):
+    shapes = file_formats.read_shapes(file) if file.is_file() else None
+    if not isinstance(shapes, Mapping):
         raise WholeFileError
-    return found
+    return shapes
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -131,8 +131,10 @@ def choose_weights(names: Iterable[str], where: str) -> str:
             return name
     others = [name for name in names if name.endswith(SUFFIXES)]
     if len(others) != 1:
-        found = f"{len(others)} other checkpoints ({first_few(others)})" if others else "no other one"
-        raise ConversionError(f"{where} has no {' or '.join(WEIGHT_FILES)}, found {found}; pass the path of the file")
+        description = f"{len(others)} other checkpoints ({first_few(others)})" if others else "no other one"
+        raise ConversionError(
+            f"{where} has no {' or '.join(WEIGHT_FILES)}, found {description}; pass the path of the file"
+        )
     return others[0]
 
 

@@ -153,13 +153,13 @@ def target_form(
 
 def outgoing_labels(checkpoint: Checkpoint, auto_class: str) -> LabelSet | None:
     """Return the names and colors of a saved model's classes, for formats that store them."""
-    found = from_config(checkpoint.config, checkpoint.processor)
-    if found is None:
+    labels = from_config(checkpoint.config, checkpoint.processor)
+    if labels is None:
         return None
-    found = complete_labels(found)
-    if auto_class in SEGMENTERS and not found.palette:
-        return LabelSet(found.names, generate_palette(len(found.names)), origin=found.origin)
-    return found
+    labels = complete_labels(labels)
+    if auto_class in SEGMENTERS and not labels.palette:
+        return LabelSet(labels.names, generate_palette(len(labels.names)), origin=labels.origin)
+    return labels
 
 
 def numerics_notes(source: Source, form: Form, config: PreTrainedConfig) -> list[str]:

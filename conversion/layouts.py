@@ -133,8 +133,8 @@ class Rearrange:
 
 def axes(side: str) -> list[list[str]]:
     """Parse one side of a pattern into axes, each a list of names; `1` is an empty list."""
-    found = re.findall(r"\(([^()]*)\)|(\S+)", side)
-    return [bracket.split() if bracket else [name] if name != "1" else [] for bracket, name in found]
+    groups = re.findall(r"\(([^()]*)\)|(\S+)", side)
+    return [bracket.split() if bracket else [name] if name != "1" else [] for bracket, name in groups]
 
 
 @dataclass(frozen=True)

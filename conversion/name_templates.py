@@ -51,11 +51,11 @@ class Template:
 
     def match(self, name: str) -> Bindings | None:
         """Return the values of the placeholders if the name matches."""
-        found = self.regex.fullmatch(name)
-        if found is None:
+        match = self.regex.fullmatch(name)
+        if match is None:
             return None
         bindings: Bindings = {}
-        for placeholder, text in zip(self.placeholders, found.groups(), strict=True):
+        for placeholder, text in zip(self.placeholders, match.groups(), strict=True):
             value = placeholder.read(text)
             if (isinstance(value, int) and value < 0) or bindings.setdefault(placeholder.name, value) != value:
                 return None
@@ -69,8 +69,8 @@ class Template:
 
 def collect_words(templates: tuple[str, ...]) -> Words:
     """Collect the words of the placeholders in several templates."""
-    found = {m[2]: m[5] for template in templates for m in PLACEHOLDER.finditer(template) if m[5]}
-    return tuple(sorted(found.items()))
+    words = {m[2]: m[5] for template in templates for m in PLACEHOLDER.finditer(template) if m[5]}
+    return tuple(sorted(words.items()))
 
 
 @cache

@@ -35,10 +35,10 @@ def load(reference: str) -> Source:
 
 def load_sources(architecture: Architecture) -> list[Source]:
     """Load the sources of one architecture; a source that fails to import is logged and skipped."""
-    found = []
+    sources = []
     for reference in architecture.conversions:
         try:
-            found.append(load(reference))
+            sources.append(load(reference))
         except Exception as error:  # third-party code may raise anything
             logger.warning(
                 "conversion '%s' of architecture '%s' is skipped: %s: %s",
@@ -47,7 +47,7 @@ def load_sources(architecture: Architecture) -> list[Source]:
                 type(error).__name__,
                 error,
             )
-    return found
+    return sources
 
 
 def sources() -> list[tuple[Architecture, Source]]:
@@ -80,23 +80,23 @@ def recognize(checkpoint: Checkpoint, name: str | None) -> DetectedFormat:
     """Detect the source and form of a checkpoint from its keys; `name` restricts the search to one source."""
     candidates = find_sources(name) if name else sources()
     names = checkpoint.tensors.keys()
-    found = [
+    matches = [
         DetectedFormat(architecture, source, form)
         for architecture, source in candidates
         if (form := find_form(source, names)) is not None
     ]
-    if not found:
+    if not matches:
         raise UnsupportedCheckpoint(unknown_format_message(checkpoint, candidates, name))
-    if len(found) > 1:
+    if len(matches) > 1:
         raise ConversionError(
-            f"'{checkpoint.path}' has the keys of {len(found)} sources, "
-            f"{first_few(full_name(f.architecture, f.source) for f in found)}, expected one; separate them, or choose "
-            "the source"
+            f"'{checkpoint.path}' has the keys of {len(matches)} sources, "
+            f"{first_few(full_name(f.architecture, f.source) for f in matches)}, expected one; separate them, or "
+            "choose the source"
         )
-    if refused := found[0].form.unsupported_reason:
+    if refused := matches[0].form.unsupported_reason:
         raise UnsupportedCheckpoint(f"'{checkpoint.path}' cannot be converted: {refused}")
-    found[0].source.check_config(checkpoint.config)
-    return found[0]
+    matches[0].source.check_config(checkpoint.config)
+    return matches[0]
 
 
 def unknown_format_message(

@@ -140,10 +140,10 @@ def matches(rules: Sequence[Rule], names: Iterable[str]) -> list[Match]:
     return list(groups.values())
 
 
-def check_complete(rules: Sequence[Rule], found: Sequence[Match]) -> None:
+def check_complete(rules: Sequence[Rule], matched: Sequence[Match]) -> None:
     """Raise ConversionError if a required rule has no match, or a rule has only some of its tensors."""
-    missing = [name for match in found for name in match.names() if name not in match.found.values()]
-    used = {id(match.rule) for match in found}
+    missing = [name for match in matched for name in match.names() if name not in match.found.values()]
+    used = {id(match.rule) for match in matched}
     missing += [name for rule in rules if not rule.optional and id(rule) not in used for name in rule.sources]
     if missing:
         raise ConversionError(
@@ -154,10 +154,10 @@ def check_complete(rules: Sequence[Rule], found: Sequence[Match]) -> None:
 
 def translate(rules: Sequence[Rule], tensors: Mapping[str, Tensor], sizes: Sizes | None = None) -> Translation:
     """Convert all tensors by a table of rules."""
-    found = matches(rules, tensors)
-    check_complete(rules, found)
+    matched = matches(rules, tensors)
+    check_complete(rules, matched)
     result = Translation()
-    for match in found:
+    for match in matched:
         names, targets = match.names(), match.targets()
         if not targets:
             result.dropped.update(dict.fromkeys(names, match.rule.reason))

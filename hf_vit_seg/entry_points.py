@@ -112,18 +112,18 @@ def origin(entry: EntryPoint) -> str:
 def entries(*groups: str) -> list[EntryPoint]:
     """Return the entry points of some groups, this package's own first."""
     installed = entry_points()
-    found = [entry for group in groups for entry in installed.select(group=group)]
+    matches = [entry for group in groups for entry in installed.select(group=group)]
     # An editable install can be listed twice.
-    unique = {(origin(entry), entry.group, entry.name, entry.value): entry for entry in found}
+    unique = {(origin(entry), entry.group, entry.name, entry.value): entry for entry in matches}
     return sorted(unique.values(), key=lambda e: (e.dist is None or e.dist.name != PACKAGE, e.name, e.value))
 
 
 def installed_versions() -> dict[str, Path]:
     """Return the installed versions of this package and where they are, the first of Python's path first."""
-    found: dict[str, Path] = {}
+    versions: dict[str, Path] = {}
     for distribution in distributions(name=PACKAGE):  # an editable install can be listed twice
-        found.setdefault(distribution.version, Path(str(distribution.locate_file(""))))
-    return found
+        versions.setdefault(distribution.version, Path(str(distribution.locate_file(""))))
+    return versions
 
 
 def load(entry: EntryPoint, accept: Callable[[Any], None]) -> Plugin:
@@ -139,15 +139,15 @@ def load(entry: EntryPoint, accept: Callable[[Any], None]) -> Plugin:
 def load_all(group: str, accept: Callable[[Any], None], built_in: Collection[str] = ()) -> tuple[Plugin, ...]:
     """Load every entry point of a group; those with a duplicate or `built_in` name get an error instead."""
     owners = dict.fromkeys(built_in, PACKAGE)
-    found = []
+    plugins = []
     for entry in entries(group):
         if entry.name in owners:
             reason = f"the name is already used by {owners[entry.name]}; choose another"
-            found.append(Plugin(group, entry.name, entry.value, origin(entry), error=reason))
+            plugins.append(Plugin(group, entry.name, entry.value, origin(entry), error=reason))
             continue
         owners[entry.name] = origin(entry)
-        found.append(load(entry, accept))
-    return tuple(found)
+        plugins.append(load(entry, accept))
+    return tuple(plugins)
 
 
 def entries_by_name(group: str) -> dict[str, EntryPoint]:
@@ -197,10 +197,10 @@ def is_abstract(function: Any) -> bool:
     return "NotImplementedError" in getattr(getattr(function, "__code__", None), "co_names", ())
 
 
-def check_parameters(found: Any, expected: Any, name: str, skip: int = 0) -> None:
+def check_parameters(function: Any, expected: Any, name: str, skip: int = 0) -> None:
     """Raise TypeError if a function cannot be called with the parameters of another, whose first is self."""
     try:
-        own = signature(found)
+        own = signature(function)
     except (TypeError, ValueError):
         return  # a compiled function, which cannot be inspected
     wanted = list(signature(expected).parameters.values())[1:]

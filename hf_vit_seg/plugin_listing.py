@@ -42,8 +42,8 @@ def check_plugin(plugin: Plugin) -> Plugin:
     """Return an architecture's plugin, with an error if its variants, conversions or export forms are broken."""
     if plugin.error:
         return plugin
-    found = "; ".join(failures(plugin.value))
-    return replace(plugin, error=found) if found else plugin
+    failures_text = "; ".join(failures(plugin.value))
+    return replace(plugin, error=failures_text) if failures_text else plugin
 
 
 def failures(architecture: Architecture) -> Iterator[str]:
@@ -77,12 +77,12 @@ def unknown_groups() -> list[Plugin]:
     ]
 
 
-def plugins_view(found: Iterable[Plugin]) -> View:
+def plugins_view(installed: Iterable[Plugin]) -> View:
     """Return a table with a row per plugin."""
     view = View(box=None)
     for title in ("group", "plugin", "from", "entry point", "state"):
         view.add_column(title, overflow="fold")
-    for plugin in found:
+    for plugin in installed:
         group = plugin.group.removeprefix(PREFIX)
         view.add_row(group, plugin.name, plugin.origin, plugin.target, "failed" if plugin.error else "ok")
     return view
@@ -122,7 +122,7 @@ def models_view(rows: Sequence[Mapping[str, Any]]) -> Group:
     return Group(variants, "", tasks)
 
 
-def plugin_rows(found: Iterable[Plugin]) -> list[dict[str, Any]]:
+def plugin_rows(installed: Iterable[Plugin]) -> list[dict[str, Any]]:
     """Convert plugins to JSON values; `error` is None if a plugin loads."""
     return [
         {
@@ -132,7 +132,7 @@ def plugin_rows(found: Iterable[Plugin]) -> list[dict[str, Any]]:
             "entry_point": plugin.target,
             "error": plugin.error,
         }
-        for plugin in found
+        for plugin in installed
     ]
 
 

@@ -175,13 +175,13 @@ def accept_head(value: Any) -> None:
         raise HfVitSegError(f"its code cannot be saved with a model: {reason}")
 
 
-def log_failures(found: tuple[Plugin, ...]) -> tuple[Plugin, ...]:
+def log_failures(loaded: tuple[Plugin, ...]) -> tuple[Plugin, ...]:
     """Log a warning for each failed plugin, and return all plugins."""
-    for plugin in found:
+    for plugin in loaded:
         if plugin.error:
             where = f"{plugin.target}, {plugin.origin}"
             logger.warning("hf_vit_seg plugin '%s' (%s) is skipped: %s", plugin.name, where, plugin.error)
-    return found
+    return loaded
 
 
 def architectures() -> dict[str, Architecture]:

@@ -67,8 +67,8 @@ def provenance_from(metadata: Mapping[str, Any]) -> Provenance:
 
     def values_of(name: str) -> tuple[str, ...]:
         value = metadata.get(name)
-        found = value if isinstance(value, list | tuple) else [value]
-        texts = (each for each in found if isinstance(each, str) and 0 < len(each) <= MAX_VALUE)
+        values = value if isinstance(value, list | tuple) else [value]
+        texts = (each for each in values if isinstance(each, str) and 0 < len(each) <= MAX_VALUE)
         return tuple(text for text in texts if not is_local_path(text))
 
     texts = {name: (values_of(name) or (None,))[0] for name in ("license", "license_link", "source")}
@@ -81,16 +81,16 @@ def provenance_from(metadata: Mapping[str, Any]) -> Provenance:
 def split_card(path: Path) -> tuple[dict[str, Any], str]:
     """Read a card as its metadata (empty if there is none) and its text; HfVitSegError if it cannot be read."""
     content = read_text(path)
-    found = FRONT_MATTER.match(content)
-    if found is None:
+    match = FRONT_MATTER.match(content)
+    if match is None:
         return {}, content
     try:
-        metadata = parse(found[1])
+        metadata = parse(match[1])
     except HfVitSegError as error:
         raise HfVitSegError(f"{path}: the metadata is not valid YAML ({error})") from None
     if metadata is not None and not isinstance(metadata, dict):
         raise HfVitSegError(f"{path}: the metadata is {shorten(metadata)}, expected a mapping such as `license: mit`")
-    return metadata or {}, found[2]
+    return metadata or {}, match[2]
 
 
 def card_metadata(directory: Path) -> dict[str, Any]:
@@ -132,13 +132,13 @@ def short_card(provenance: Provenance, title: str) -> ModelCard:
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
     """Return the versions of Python and of packages; "unknown" for those that are not installed."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in names:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+            versions[name] = "unknown"
+    return versions
 
 
 __all__ = [

@@ -200,10 +200,10 @@ class Table(Generic[R]):
         if name not in self.rows:
             hint = nearest(str(name), sorted(self.rows))
             raise RecordError(f"{location}: unknown {self.title} '{name}'; {hint}")
-        found = self.rows[name]
-        if isinstance(found, type):
-            return found
-        plugin = load(found, self.accept)
+        row = self.rows[name]
+        if isinstance(row, type):
+            return row
+        plugin = load(row, self.accept)
         if plugin.error:
             raise RecordError(f"{location}: {self.title} '{name}' of {plugin.origin} cannot be loaded: {plugin.error}")
         return plugin.value

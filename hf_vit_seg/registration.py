@@ -124,8 +124,8 @@ class ImportHookFinder(MetaPathFinder):
         """Return the spec of the other finders, with a loader that follows the import."""
         if fullname.partition(".")[0] not in self.packages:
             return None
-        found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
-        spec = next((spec for spec in found if spec is not None), None)
+        specs = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and hasattr(spec.loader, "exec_module"):
             spec.loader = ImportHookLoader(spec.loader)  # pyright: ignore[reportArgumentType]
         return spec

@@ -66,8 +66,8 @@ def model_code(kinds: Iterable[Any], folder: Path) -> list[Path]:
 
 def packages_needed(files: Iterable[Path]) -> list[str]:
     """Return the top-level packages that the code imports, except for Python's standard library."""
-    found = {name for file in files for name in get_imports(file)}
-    return sorted(found - sys.stdlib_module_names)
+    names = {name for file in files for name in get_imports(file)}
+    return sorted(names - sys.stdlib_module_names)
 
 
 __all__ = ["code_files", "copy_obstacle", "model_code", "packages_needed", "register_code", "source_file"]

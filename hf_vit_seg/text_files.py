@@ -74,19 +74,19 @@ def parse_json(text: str, unique_keys: bool = False) -> Any:
         try:
             json.dumps(content, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            found = error.object[error.start : error.end]
-            raise HfVitSegError(f"a string contains {found!r}, half of a surrogate pair") from None
+            invalid = error.object[error.start : error.end]
+            raise HfVitSegError(f"a string contains {invalid!r}, half of a surrogate pair") from None
     return content
 
 
 def build_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build a JSON object; HfVitSegError for a duplicate key."""
-    found: dict[str, Any] = {}
+    mapping: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in mapping:
             raise HfVitSegError(f"found the key {shorten(key)} twice, expected it once")
-        found[key] = value
-    return found
+        mapping[key] = value
+    return mapping
 
 
 def check_depth(content: Any) -> None:

@@ -13,12 +13,12 @@ NORM_EPS = {"layer_norm_eps": 1e-5, "batch_norm_eps": 1e-5}
 
 def infer_depths(state: Mapping[str, Tensor], prefix: str) -> list[int]:
     """Count the layers of each stage; KeyError if a layer is missing."""
-    found = {(int(match[1]), int(match[2])) for name in state if (match := LAYER.match(name))}
-    stages = 1 + max((stage for stage, _ in found), default=0)
-    depths = [sum(stage == wanted for stage, _ in found) for wanted in range(stages)]
+    layers = {(int(match[1]), int(match[2])) for name in state if (match := LAYER.match(name))}
+    stages = 1 + max((stage for stage, _ in layers), default=0)
+    depths = [sum(stage == wanted for stage, _ in layers) for wanted in range(stages)]
     for stage, depth in enumerate(depths):
         for layer in range(max(depth, 1)):
-            if (stage, layer) not in found:
+            if (stage, layer) not in layers:
                 raise KeyError(f"{prefix}stages.{stage}.layers.{layer}.norm1.weight")
     return depths
 
@@ -36,8 +36,8 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
     attentions = [f"{stage}layers.0.attention." for stage in stages]
     fields["qkv_bias"] = [f"{attention}q_proj.bias" in state for attention in attentions]
     kernels = [state.get(f"{attention}q_conv.convolution.weight") for attention in attentions]
-    if found := [kernel.shape[-1] for kernel in kernels if kernel is not None]:
-        fields["kernel_qkv"] = [found[0] if kernel is None else kernel.shape[-1] for kernel in kernels]
+    if kernel_sizes := [kernel.shape[-1] for kernel in kernels if kernel is not None]:
+        fields["kernel_qkv"] = [kernel_sizes[0] if kernel is None else kernel.shape[-1] for kernel in kernels]
     hidden = [state[f"{stage}layers.0.mlp.fc1.weight"].shape[0] for stage in stages]
     fields["mlp_ratios"] = [wide / width for wide, width in zip(hidden, fields["hidden_sizes"], strict=True)]
     if "classifier.weight" in state:

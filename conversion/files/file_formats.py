@@ -209,7 +209,7 @@ def declared_arrays(file: Path) -> dict[str, int]:
 
 def array_headers(file: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     """Return the shapes and types in the headers of a NumPy archive, by name."""
-    found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+    headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
             with archive.open(name) as member:
@@ -218,8 +218,8 @@ def array_headers(file: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]
                     np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 )
                 shape, _, dtype = header(member)
-            found[name.removesuffix(".npy")] = shape, dtype
-    return found
+            headers[name.removesuffix(".npy")] = shape, dtype
+    return headers
 
 
 def read_npz_shapes(file: Path) -> Mapping[str, Any]:

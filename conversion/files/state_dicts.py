@@ -52,8 +52,8 @@ def find_state_dict(file: Path, content: Mapping[Any, Any], weights: str | None 
     check_size(file, {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()})
     result.tensors = select_parameters(strip_prefixes(file, tensors, wanted, result))
     if wanted:
-        found = (*result.path, *result.others)
-        choice = f"choose from {first_few(found)}" if found else "it has only one set of weights"
+        paths = (*result.path, *result.others)
+        choice = f"choose from {first_few(paths)}" if paths else "it has only one set of weights"
         raise ConversionError(f"'{file}' has no weights named {first_few(wanted)}; {choice}, or omit --weights")
     return result
 

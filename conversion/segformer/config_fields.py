@@ -40,8 +40,8 @@ def infer_depths(state: Mapping[str, Tensor], prefix: str) -> list[int]:
     """Count the layers of each stage; KeyError if a layer is missing."""
     layers: dict[int, set[int]] = {}
     for name in state:
-        if found := LAYER.match(name):
-            layers.setdefault(int(found[1]), set()).add(int(found[2]))
+        if match := LAYER.match(name):
+            layers.setdefault(int(match[1]), set()).add(int(match[2]))
     depths = [len(layers.get(stage, ())) for stage in range(len(layers))]
     for stage, depth in enumerate(depths):
         for layer in range(max(depth, 1)):

@@ -180,20 +180,20 @@ def resolve(
     """Find the label set of a model with `count` classes: requested, from the checkpoint, its config, or a guess."""
     if not 0 < count <= MAX_CLASSES:
         raise ConversionError(f"the checkpoint's classifier has {count:,} classes, expected 1 to {MAX_CLASSES:,}")
-    found = (
+    labels = (
         find_label_set(requested)
         if requested
         else from_meta(meta) or from_config(config, processor) or from_count(count, usual)
     )
-    found = complete_labels(found)
-    if len(found.names) != count:
+    labels = complete_labels(labels)
+    if len(labels.names) != count:
         raise ConversionError(
-            f"the label set ({found.origin}) has {len(found.names)} names, but the checkpoint's classifier has {count} "
-            "classes; pass the labels of its training"
+            f"the label set ({labels.origin}) has {len(labels.names)} names, but the checkpoint's classifier has "
+            f"{count} classes; pass the labels of its training"
         )
-    if found.palette and len(found.palette) != count:
-        raise ConversionError(f"the label set ({found.origin}) has {len(found.palette)} colors for {count} classes")
-    return found
+    if labels.palette and len(labels.palette) != count:
+        raise ConversionError(f"the label set ({labels.origin}) has {len(labels.palette)} colors for {count} classes")
+    return labels
 
 
 def describe_labels(labels: LabelSet | None) -> str:

@@ -61,14 +61,18 @@ def source_class(processor: Mapping[str, Any], config: Mapping[str, Any]) -> typ
     """
     name = processor_type(processor).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
     if name.endswith("ImageProcessor"):
-        found = getattr(transformers, RENAMED.get(name, name), None)
+        processor_class = getattr(transformers, RENAMED.get(name, name), None)
     else:
         try:
             classes: Any = IMAGE_PROCESSOR_MAPPING[CONFIG_MAPPING[str(config.get("model_type"))]]
-            found = classes["torchvision"]
+            processor_class = classes["torchvision"]
         except KeyError:
             return None
-    return found if isinstance(found, type) and issubclass(found, BaseImageProcessor) else None
+    return (
+        processor_class
+        if isinstance(processor_class, type) and issubclass(processor_class, BaseImageProcessor)
+        else None
+    )
 
 
 def has_same_steps(source: type[BaseImageProcessor]) -> bool:

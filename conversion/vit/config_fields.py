@@ -61,11 +61,11 @@ def resize_settings(config: Any, resample: int = BILINEAR) -> dict[str, Any]:
 def count_modules(state: Mapping[str, Tensor], before: str, first: str) -> int:
     """Count the modules numbered after a prefix; KeyError with name `first` if a number is missing."""
     pattern = re.compile(re.escape(before) + r"(\d+)\.")
-    found = {int(match[1]) for name in state if (match := pattern.match(name))}
-    for number in range(len(found)):
-        if number not in found:
+    indices = {int(match[1]) for name in state if (match := pattern.match(name))}
+    for number in range(len(indices)):
+        if number not in indices:
             raise KeyError(f"{before}{number}.{first}")
-    return len(found)
+    return len(indices)
 
 
 def square(cells: int) -> tuple[int, int] | None:
@@ -138,14 +138,14 @@ def position_fields(
     rows_columns = covered or grid(positions)
     check_registers(fields, positions, grid)
     cover = covered is not None or (rows_columns is None and fields["use_cls_token"])
-    found: dict[str, Any] = {"position_embeddings_cover_prefix": cover}
+    inferred: dict[str, Any] = {"position_embeddings_cover_prefix": cover}
     if rows_columns is not None:
         height, width = (
             cells * side * stem_stride(fields)
             for cells, side in zip(rows_columns, as_pair(fields["patch_size"]), strict=True)
         )
-        found["image_size"] = height if height == width else [height, width]
-    return found
+        inferred["image_size"] = height if height == width else [height, width]
+    return inferred
 
 
 def check_registers(fields: Mapping[str, Any], positions: int, grid: Callable[[int], tuple[int, int] | None]) -> None:
@@ -197,6 +197,6 @@ def head_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def pose_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Infer the number of keypoints, and the width of the deconvolutions, if any."""
-    found = {"num_labels": state["pose_head.final.weight"].shape[0]}
+    fields = {"num_labels": state["pose_head.final.weight"].shape[0]}
     deconvolution = state.get("pose_head.deconvolutions.0.weight")
-    return found if deconvolution is None else found | {"pose_head_hidden_size": deconvolution.shape[1]}
+    return fields if deconvolution is None else fields | {"pose_head_hidden_size": deconvolution.shape[1]}

@@ -24,9 +24,9 @@ def plugins() -> None:
     """List the installed plugins with their status. Exit code 1 if one cannot be loaded."""
     from hf_vit_seg.plugin_listing import list_plugins, plugin_rows, plugins_view
 
-    found = list_plugins()
-    print_result(plugins_view(found), lambda: plugin_rows(found))
-    failed = [plugin for plugin in found if plugin.error]
+    installed = list_plugins()
+    print_result(plugins_view(installed), lambda: plugin_rows(installed))
+    failed = [plugin for plugin in installed if plugin.error]
     for plugin in failed:
         typer.echo(f"hf-vit-seg: {plugin.name} of {plugin.origin} cannot be loaded: {plugin.error}", err=True)
     raise typer.Exit(FAILED if failed else DONE)
@@ -37,5 +37,5 @@ def env() -> None:
     """Print the environment for bug reports: versions, processor, devices, options; no user names or paths."""
     from hf_vit_seg.hub.environment import describe_environment, environment_view
 
-    found = describe_environment()
-    print_result(environment_view(found), lambda: found)
+    environment = describe_environment()
+    print_result(environment_view(environment), lambda: environment)

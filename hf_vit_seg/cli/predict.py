@@ -411,8 +411,8 @@ def plan_jobs(
     if overwrite and skip_existing:
         raise HfVitSegError("--overwrite and --skip-existing exclude each other")
     folders = [Path(name) for name in images if videos and os.path.isdir(name)]
-    found = find_images([name for name in images if Path(name) not in folders], skip=out)
-    jobs = plan([*(ImageFile(folder, Path(folder.resolve().name)) for folder in folders), *found], out, tables)
+    images_found = find_images([name for name in images if Path(name) not in folders], skip=out)
+    jobs = plan([*(ImageFile(folder, Path(folder.resolve().name)) for folder in folders), *images_found], out, tables)
     existing = [path for job in jobs if (path := job.existing_result)]
     if existing and not overwrite and not skip_existing:
         raise HfVitSegError(

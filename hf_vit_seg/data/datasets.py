@@ -170,9 +170,9 @@ class RawDataset:
     def with_indices(self, indices: Sequence[int]) -> "RawDataset":
         """Return the samples with these indices of the source, in this order."""
         cached = self.cached is not None
-        found = RawDataset(self.source, self.class_table, self.task, indices, cached, self.nodata, self.multi_label)
-        found.context = self.context
-        return found
+        dataset = RawDataset(self.source, self.class_table, self.task, indices, cached, self.nodata, self.multi_label)
+        dataset.context = self.context
+        return dataset
 
     def use_context(self, context: TransformContext) -> None:
         """Set the properties of the image processor, whose mean replaces pixels without data (0 before)."""
@@ -221,8 +221,8 @@ class RawDataset:
         try:
             sample = replace(self.raw(index), encoded=())
             if isinstance(sample.target, RawSegments):
-                found = apply_classes(sample.target, self.class_table, self.task, sample.unlabeled)
-                return replace(sample, target=found)
+                segments = apply_classes(sample.target, self.class_table, self.task, sample.unlabeled)
+                return replace(sample, target=segments)
             if isinstance(sample.target, torch.Tensor):
                 return replace(sample, target=self._classes(sample.target, sample.unlabeled))
             if isinstance(sample.target, int):
@@ -257,8 +257,8 @@ class RawDataset:
         if isinstance(target, torch.Tensor) and target.ndim == 2 and self.nodata == "file" and len(files) > 1:
             value = find_nodata("file", files[-1])
             if value is not None and value not in dict(self.class_table.targets) and (target == value).any():
-                found = target == value
-                unlabeled = found if unlabeled is None or unlabeled.shape != found.shape else unlabeled | found
+                matches = target == value
+                unlabeled = matches if unlabeled is None or unlabeled.shape != matches.shape else unlabeled | matches
         return replace(sample, image=image, missing=missing, unlabeled=unlabeled)
 
     def location(self, index: int) -> str:

@@ -44,17 +44,17 @@ def read_weights(path: Path, names: Sequence[str]) -> np.ndarray:
     reader = csv.DictReader(StringIO(read_text(path), newline=""), skipinitialspace=True)
     if missing := [column for column in COLUMNS if column not in (reader.fieldnames or [])]:
         raise SourceError(f"data.sampling.file: {path} has no column '{missing[0]}', expected name and weight")
-    found: dict[str, float] = {}
+    by_name: dict[str, float] = {}
     for row in reader:
         name = (row["name"] or "").strip()
-        if name in found:
+        if name in by_name:
             raise SourceError(f"data.sampling.file: {path} lists {name} more than once")
-        found[name] = parse_weight(row["weight"] or "", f"{path}, line {reader.line_num}")
-    if absent := [name for name in names if name not in found]:
+        by_name[name] = parse_weight(row["weight"] or "", f"{path}, line {reader.line_num}")
+    if absent := [name for name in names if name not in by_name]:
         raise SourceError(
             f"data.sampling.file: {path} has no weight for {len(absent)} of {len(names)} samples: {format_list(absent)}"
         )
-    weights = np.array([found[name] for name in names])
+    weights = np.array([by_name[name] for name in names])
     if not weights.any():
         raise SourceError(f"data.sampling.file: all weights in {path} are 0")
     return weights

@@ -36,9 +36,9 @@ class Labels:
 
     def as_vector(self, num_classes: int) -> torch.Tensor:
         """Return the classes as (K,) float32 of 0 and 1."""
-        found = torch.zeros(num_classes)
-        found[list(self.indices)] = 1
-        return found
+        vector = torch.zeros(num_classes)
+        vector[list(self.indices)] = 1
+        return vector
 
 
 @dataclass(frozen=True, eq=False)

@@ -83,16 +83,16 @@ def outcome(catalogue: Catalogue, title: str, protocol: Protocol, job: Job, left
     """Segment a file and write its results; return a summary or the failure, and the number of processed pixels."""
     path, name = job.image.path, Path(job.image.path.name)
     try:
-        found = segment_file(catalogue, title, protocol, path, left)
+        segmented = segment_file(catalogue, title, protocol, path, left)
     except Exception as error:
         return f"failed: {error_message(error, path)}", 0
     visible = replace(job, image=ImageFile(name, name))
-    milliseconds = found.report["timings_ms"]["read"]
+    milliseconds = segmented.report["timings_ms"]["read"]
     facts, options = FileFacts(milliseconds), PredictOptions(model=title)
-    failure = write(catalogue.load(title), visible, found.result, facts, options).error
+    failure = write(catalogue.load(title), visible, segmented.result, facts, options).error
     if failure is not None:
-        return f"failed: {failure}", found.seen
-    return summary(found.result), found.seen
+        return f"failed: {failure}", segmented.seen
+    return summary(segmented.result), segmented.seen
 
 
 def summary(result: Segmentation) -> str:

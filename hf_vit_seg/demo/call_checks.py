@@ -22,17 +22,17 @@ def is_call(path: str) -> bool:
 
 def check_call(page: gr.Blocks, path: str, body: bytes) -> Refusal | None:
     """Return the status and message for an invalid call, or None."""
-    found = CALL.fullmatch(path)
+    match = CALL.fullmatch(path)
     try:
         call = parse_json(body.decode())
     except ValueError:  # HfVitSegError, or not UTF-8
         return 422, "the body of a call is not valid JSON"
-    if found is None or not isinstance(call, dict):
+    if match is None or not isinstance(call, dict):
         return 422, f"the body of a call is a JSON object, found {json_type(call)}"
-    if not found["version"] and not isinstance(call.get("data"), list):
+    if not match["version"] and not isinstance(call.get("data"), list):
         return 422, f'"data" of a call is a list of values, found {json_type(call.get("data"))}'
-    refusal = unknown_function(page, call, found["name"])
-    return refusal or (wrong_arguments(page, call, found["name"]) if found["version"] else None)
+    refusal = unknown_function(page, call, match["name"])
+    return refusal or (wrong_arguments(page, call, match["name"]) if match["version"] else None)
 
 
 def unknown_function(page: gr.Blocks, call: dict[str, Any], name: str | None) -> Refusal | None:
@@ -58,8 +58,8 @@ def wrong_arguments(page: gr.Blocks, call: dict[str, Any], name: str) -> Refusal
     unknown = call.keys() - names
     if not missing and not unknown:
         return None
-    found = ", ".join([*(f"no {each}" for each in sorted(missing)), *(each[:30] for each in sorted(unknown)[:3])])
-    return 422, f"expected the arguments {', '.join(sorted(names))}, found {found}"
+    problems = ", ".join([*(f"no {each}" for each in sorted(missing)), *(each[:30] for each in sorted(unknown)[:3])])
+    return 422, f"expected the arguments {', '.join(sorted(names))}, found {problems}"
 
 
 def json_type(value: Any) -> str:

@@ -115,14 +115,14 @@ class Catalogue:
     def __init__(self, names: Sequence[str], keep_all: bool = False):
         self.failures: list[str] = []
         self.keep_all = keep_all
-        found: dict[tuple[str, ...], Entry] = {}
+        entries: dict[tuple[str, ...], Entry] = {}
         for name in names:
             try:
                 entry = load_entry(name)
-                found[entry.name] = entry
+                entries[entry.name] = entry
             except ModelError as error:
                 self.failures.append(str(error))
-        self.entries = dict(zip(short_titles(list(found)), found.values(), strict=True))
+        self.entries = dict(zip(short_titles(list(entries)), entries.values(), strict=True))
         self.cached_model = lru_cache(None if keep_all else KEPT)(self.load_uncached)
         self.loading, self.computing = Lock(), FairLock()
         self.run_on_device = on_gpu(self.run_model, seconds)
@@ -178,11 +178,11 @@ class Catalogue:
 
     def examples(self, task: str) -> list[tuple[str, str]]:
         """Paths of example images with the title of their model: the built-in ones, and those of the models' runs."""
-        found = [(path, NUCLEI) for path in example_images()] if NUCLEI in self.titles(task) else []
+        examples = [(path, NUCLEI) for path in example_images()] if NUCLEI in self.titles(task) else []
         for title, entry in self.entries.items():
             if entry.task == task and entry.name != (NUCLEI,):
-                found += [(path, title) for path in run_images(Path(entry.place))]
-        return found
+                examples += [(path, title) for path in run_images(Path(entry.place))]
+        return examples
 
     def load_uncached(self, title: str) -> Any:
         """Load a model. The cached variant is `load`."""
@@ -234,9 +234,9 @@ class Catalogue:
                 raise TimeLimitError(f"the model takes longer than {SECONDS_COMPUTING} s: choose a smaller image")
             with self.computing.hold(SECONDS_WAITING):
                 start = time.monotonic()
-                found = forward(pixel_values)
+                outputs = forward(pixel_values)
                 spent += time.monotonic() - start
-            return found
+            return outputs
 
         return limited
 

@@ -40,8 +40,8 @@ def files(component: gr.File, value: Any) -> list[dict[str, Any]] | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) > MAX_FILES:
-        found = f"these are {len(value)}" if isinstance(value, list) else "the value is not a list"
-        raise InputError(f"choose 1 to {MAX_FILES} files, {found}")
+        content = f"these are {len(value)}" if isinstance(value, list) else "the value is not a list"
+        raise InputError(f"choose 1 to {MAX_FILES} files, {content}")
     return [file_payload(each) for each in value]
 
 

@@ -31,20 +31,20 @@ class ObjectTab(ImageTab[FoundSegments]):
         model, view, window = choices
         return find_objects_in_file(self.catalogue, model, selected_protocol(view, window, objects=True), image)
 
-    def view(self, found: SegmentedFile[FoundSegments], about: ModelFacts) -> dict[str, Any]:
+    def view(self, segmented: SegmentedFile[FoundSegments], about: ModelFacts) -> dict[str, Any]:
         """Create the view of objects."""
-        return view_of_objects(found.result, found.stem, found.caption, about)
+        return view_of_objects(segmented.result, segmented.stem, segmented.caption, about)
 
-    def rows(self, found: SegmentedFile[FoundSegments]) -> list[list[Any]]:
+    def rows(self, segmented: SegmentedFile[FoundSegments]) -> list[list[Any]]:
         """Class, score, area in pixels, centroid and box of each object."""
-        return [list(row.values()) for row in found.result.table()]
+        return [list(row.values()) for row in segmented.result.table()]
 
-    def save(self, found: SegmentedFile[FoundSegments], folder: Path) -> list[Path]:
+    def save(self, segmented: SegmentedFile[FoundSegments], folder: Path) -> list[Path]:
         """Instance map, table and report."""
-        numbers, table, text = (folder / f"{found.stem}{end}" for end in (".png", ".objects.csv", ".json"))
-        found.result.instance_image().save(numbers, compress_level=1)
-        save_table(found.result, table)
-        text.write_text(json_text(found.report, indent=2), encoding="utf-8")
+        numbers, table, text = (folder / f"{segmented.stem}{end}" for end in (".png", ".objects.csv", ".json"))
+        segmented.result.instance_image().save(numbers, compress_level=1)
+        save_table(segmented.result, table)
+        text.write_text(json_text(segmented.report, indent=2), encoding="utf-8")
         return [numbers, table, text]
 
     def find_objects(

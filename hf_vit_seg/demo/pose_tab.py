@@ -50,8 +50,8 @@ class PoseTab:
         with report_failures(Path(image)):
             estimator = self.catalogue.load(model)
             pixels = READERS.read(Path(image), estimator.channels)
-            found = self.catalogue.call(model, pixels, parse_box(box, pixels.shape[1], pixels.shape[2]))
-            return draw_pose(to_rgb_image(pixels), found, estimator.skeleton), keypoint_rows(estimator.names, found)
+            persons = self.catalogue.call(model, pixels, parse_box(box, pixels.shape[1], pixels.shape[2]))
+            return draw_pose(to_rgb_image(pixels), persons, estimator.skeleton), keypoint_rows(estimator.names, persons)
 
 
 def keypoint_rows(names: list[str], keypoints: torch.Tensor) -> list[list[Any]]:

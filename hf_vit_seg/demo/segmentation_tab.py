@@ -143,15 +143,15 @@ class ImageTab(Generic[Result]):
         """Process an uploaded image."""
         raise NotImplementedError
 
-    def view(self, found: SegmentedFile[Result], about: ModelFacts) -> dict[str, Any]:
+    def view(self, segmented: SegmentedFile[Result], about: ModelFacts) -> dict[str, Any]:
         """Return the properties of the HTML view: image, classes or objects, and caption."""
         raise NotImplementedError
 
-    def rows(self, found: SegmentedFile[Result]) -> list[list[Any]]:
+    def rows(self, segmented: SegmentedFile[Result]) -> list[list[Any]]:
         """Return the table for API clients."""
         raise NotImplementedError
 
-    def save(self, found: SegmentedFile[Result], folder: Path) -> list[Path]:
+    def save(self, segmented: SegmentedFile[Result], folder: Path) -> list[Path]:
         """Write the files that can be downloaded, one for each of `downloads`."""
         raise NotImplementedError
 
@@ -160,8 +160,8 @@ class ImageTab(Generic[Result]):
         if image is None:
             raise gr.Error("no image was uploaded", print_exception=False)
         with report_failures(Path(image)):
-            found = self.process(Path(image), *choices)
-            return self.rows(found), *map(str, self.save(found, fresh_folder()))
+            segmented = self.process(Path(image), *choices)
+            return self.rows(segmented), *map(str, self.save(segmented, fresh_folder()))
 
     def open_with_example(self, opening: Any) -> None:
         """Show the result of the first example at an event, such as `page.load`, unless an image was chosen before."""
@@ -194,9 +194,9 @@ class ImageTab(Generic[Result]):
         if image is None:
             return self.no_result()
         try:
-            found = self.process(Path(image), *choices)
-            view = self.view(found, self.catalogue.describe(found.title))
-            files = self.save(found, fresh_folder())
+            segmented = self.process(Path(image), *choices)
+            view = self.view(segmented, self.catalogue.describe(segmented.title))
+            files = self.save(segmented, fresh_folder())
         except Exception as error:
             return self.no_result(error_message(error, Path(image)))
         return view, *(gr.update(value=str(path), interactive=True) for path in files)
@@ -224,19 +224,19 @@ class SegmentationTab(ImageTab[Segmentation]):
         model, *settings = choices
         return segment_file(self.catalogue, model, selected_protocol(*settings), image)
 
-    def view(self, found: SegmentedFile[Segmentation], about: ModelFacts) -> dict[str, Any]:
+    def view(self, segmented: SegmentedFile[Segmentation], about: ModelFacts) -> dict[str, Any]:
         """Create the view of a label map."""
-        return view_data(found.result, found.stem, found.caption, about)
+        return view_data(segmented.result, segmented.stem, segmented.caption, about)
 
-    def rows(self, found: SegmentedFile[Segmentation]) -> list[list[Any]]:
+    def rows(self, segmented: SegmentedFile[Segmentation]) -> list[list[Any]]:
         """Return the area of each class, the most frequent class first."""
-        return [[count.name, count.pixels, round(100 * count.share, 3)] for count in found.result.counts()]
+        return [[count.name, count.pixels, round(100 * count.share, 3)] for count in segmented.result.counts()]
 
-    def save(self, found: SegmentedFile[Segmentation], folder: Path) -> list[Path]:
+    def save(self, segmented: SegmentedFile[Segmentation], folder: Path) -> list[Path]:
         """Label map and report."""
-        labels, text = folder / f"{found.stem}.labels.png", folder / f"{found.stem}.json"
-        found.result.label_image().save(labels, compress_level=1)
-        text.write_text(json_text(found.report, indent=2), encoding="utf-8")
+        labels, text = folder / f"{segmented.stem}.labels.png", folder / f"{segmented.stem}.json"
+        segmented.result.label_image().save(labels, compress_level=1)
+        text.write_text(json_text(segmented.report, indent=2), encoding="utf-8")
         return [labels, text]
 
     def segment(

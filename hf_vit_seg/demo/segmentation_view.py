@@ -59,7 +59,7 @@ def view_of_objects(result: FoundSegments, name: str, caption: str, about: Model
     size, scene = scene_data(result.image, name, caption, about)
     numbers = nearest_labels(result.instance_map(), size).astype(np.uint32)
     small = np.stack([numbers & 255, numbers >> 8 & 255, numbers >> 16], axis=-1).astype(np.uint8)
-    classes, things = object_rows(result), sum(found.label not in result.stuff for found in result.objects)
+    classes, things = object_rows(result), sum(instance.label not in result.stuff for instance in result.objects)
     rows = {entry["name"]: row for row, entry in enumerate(classes)}
     colors = object_colors(len(result.objects)).tolist()
     return scene | {
@@ -67,11 +67,11 @@ def view_of_objects(result: FoundSegments, name: str, caption: str, about: Model
         "classes": classes,
         "objects": [
             {
-                "row": rows[result.names[found.label]],
-                "text": f"score {found.score:.2f}, {found.area:,} pixels",
-                "color": None if found.label in result.stuff else color,
+                "row": rows[result.names[instance.label]],
+                "text": f"score {instance.score:.2f}, {instance.area:,} pixels",
+                "color": None if instance.label in result.stuff else color,
             }
-            for found, color in zip(result.objects, colors, strict=True)
+            for instance, color in zip(result.objects, colors, strict=True)
         ],
         "rows": image_url(Image.fromarray(small), "PNG", compress_level=1),
     }

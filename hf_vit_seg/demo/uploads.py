@@ -131,11 +131,11 @@ def show_results(
 
     def show(image: str | None, *choices: Any) -> tuple[Any, ...]:
         try:
-            found = compute(image, *choices)
+            results = compute(image, *choices)
         except Exception as error:
             text = error_message(error, None if image is None else Path(image))
             return *cleared, gr.update(value=text, visible=True)
-        return *found, gr.update(value="", visible=False)
+        return *results, gr.update(value="", visible=False)
 
     shown = [*outputs, message]
     event = gr.on(triggers, show, inputs, shown, api_visibility="private", trigger_mode="always_last", **CALLS)

@@ -32,10 +32,10 @@ def fallback_families(texts: Iterable[str]) -> list[str]:
     from matplotlib import font_manager
 
     families = ["DejaVu Sans"]
-    found = find_font(beyond_ascii(texts))
-    if found is not None and found != dejavu():
-        font_manager.fontManager.addfont(found)
-        families.append(font_manager.FontProperties(fname=found).get_name())
+    font = find_font(beyond_ascii(texts))
+    if font is not None and font != dejavu():
+        font_manager.fontManager.addfont(font)
+        families.append(font_manager.FontProperties(fname=font).get_name())
     return families
 
 

@@ -34,12 +34,12 @@ class OpenRegion:
 
     def root(self) -> "OpenRegion":
         """Return the region that this one was joined to."""
-        found = self
-        while found.parent is not None:
-            found = found.parent
-        while self.parent is not None and self is not found:  # shorten the path
-            self.parent, self = found, self.parent
-        return found
+        region = self
+        while region.parent is not None:
+            region = region.parent
+        while self.parent is not None and self is not region:  # shorten the path
+            self.parent, self = region, self.parent
+        return region
 
     def join(self, other: "OpenRegion") -> None:
         """Join another region to this one."""

@@ -95,10 +95,10 @@ def next_runs(side: int, runs: list[Runs], borders: tuple[np.ndarray, ...], offs
     turn, opposite = (side + 1) % 4, (side + 3) % 4
     right = borders[turn][row, column]
     down, across = AHEAD_LEFT[side]
-    found = np.empty(len(row), np.int64)
-    found[right] = runs[turn].find(row[right], column[right]) + offsets[turn]
-    found[~right] = runs[opposite].find(row[~right] + down, column[~right] + across) + offsets[opposite]
-    return found
+    following = np.empty(len(row), np.int64)
+    following[right] = runs[turn].find(row[right], column[right]) + offsets[turn]
+    following[~right] = runs[opposite].find(row[~right] + down, column[~right] + across) + offsets[opposite]
+    return following
 
 
 def trace_rings(following: np.ndarray, starts: int) -> tuple[list[list[int]], np.ndarray]:
@@ -163,12 +163,12 @@ def collect_regions(
     rings: dict[int, list[int]] = {}
     for ring in np.argsort(area < 0, kind="stable").tolist():  # outer rings first
         rings.setdefault(int(owners[ring]), []).append(ring)
-    found = []
+    regions = []
     for outer, parts in rings.items():
         column, row = corners[members[outer][0]]
         outlines = tuple(corners[members[ring]] for ring in parts)
-        found.append(Region(int(labels[row, column]), outlines, int(area[parts].sum())))
-    return found
+        regions.append(Region(int(labels[row, column]), outlines, int(area[parts].sum())))
+    return regions
 
 
 def region_sum(region: Region, integral: np.ndarray) -> float:

@@ -58,8 +58,8 @@ class ObjectGraph(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the tensors named by `outputs`."""
-        found = self.model(pixel_values)
-        return tuple(getattr(found, name) for name in self.outputs)
+        outputs = self.model(pixel_values)
+        return tuple(getattr(outputs, name) for name in self.outputs)
 
 
 class LabelGraph(nn.Module):

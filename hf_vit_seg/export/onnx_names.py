@@ -37,7 +37,7 @@ def matching_layers(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
 
     RecordError if an expression matches no name.
     """
-    known, found = list(names), []
+    known, matches = list(names), []
     for pattern in patterns:
         try:
             matched = [name for name in known if re.search(pattern, name)]
@@ -45,8 +45,8 @@ def matching_layers(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
             raise RecordError(f"float32_layers: '{pattern}' is not a valid regular expression: {error}") from None
         if not matched:
             raise RecordError(f"float32_layers: '{pattern}' matches no layer; found {shorten(known, 400)}")
-        found += matched
-    return list(dict.fromkeys(found))
+        matches += matched
+    return list(dict.fromkeys(matches))
 
 
 def remove_origins(model: Any) -> Any:

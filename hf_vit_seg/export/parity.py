@@ -204,11 +204,11 @@ def margin(logits: torch.Tensor) -> torch.Tensor:
     return best[:, 0] - best[:, 1]
 
 
-def check_shape(found: torch.Tensor, expected: tuple[int, ...], images: str) -> None:
+def check_shape(output: torch.Tensor, expected: tuple[int, ...], images: str) -> None:
     """Raise ParityError if the output shape differs from the model's."""
-    if tuple(found.shape) != expected:
+    if tuple(output.shape) != expected:
         raise ParityError(
-            f"the output of the program on {images} has the shape {tuple(found.shape)}, expected {expected}; it was "
+            f"the output of the program on {images} has the shape {tuple(output.shape)}, expected {expected}; it was "
             "not written"
         )
 

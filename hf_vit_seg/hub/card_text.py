@@ -109,8 +109,8 @@ def environment(model: ModelDirectory) -> str:
 def papers(model: ModelDirectory) -> list[tuple[str, str]]:
     """Return the names and arXiv ids of the papers that the model's code cites, such as ("SegFormer", "2105.15203")."""
     lines = [read_text(path).partition("\n")[0] for path in model.code if path.name.startswith("modeling_")]
-    found = [PAPER.search(line) for line in lines]
-    return list(dict.fromkeys((match[1].removeprefix("The ").strip(), match[2]) for match in found if match))
+    matches = [PAPER.search(line) for line in lines]
+    return list(dict.fromkeys((match[1].removeprefix("The ").strip(), match[2]) for match in matches if match))
 
 
 def package_bibtex() -> str:

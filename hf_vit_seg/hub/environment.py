@@ -89,19 +89,19 @@ def devices() -> Iterator[str]:
     import torch
 
     for index in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(index)
-        yield f"cuda:{index} {found.name}, {found.total_memory / 2**30:.1f} GiB"
+        properties = torch.cuda.get_device_properties(index)
+        yield f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.1f} GiB"
     if torch.backends.mps.is_available():
         yield "mps"
 
 
 def requirements() -> dict[str, list[str]]:
     """Return the packages of each extra; those that are always required under an empty name."""
-    found: dict[str, list[str]] = {}
+    specifiers: dict[str, list[str]] = {}
     for text in requires(PACKAGE) or ():
         extra = EXTRA.search(text)
-        found.setdefault(extra.group(1) if extra else "", []).append(Requirement(text).name)
-    return found
+        specifiers.setdefault(extra.group(1) if extra else "", []).append(Requirement(text).name)
+    return specifiers
 
 
 def dependency_versions() -> dict[str, str]:
@@ -113,20 +113,20 @@ def dependency_versions() -> dict[str, str]:
 
 def missing_extras() -> dict[str, list[str]]:
     """Return the packages that are not installed, by extra."""
-    found = {
+    missing = {
         extra: sorted(name for name in names if name != PACKAGE and installed_version(name) is None)
         for extra, names in requirements().items()
     }
-    return {extra or "required": names for extra, names in sorted(found.items()) if names}
+    return {extra or "required": names for extra, names in sorted(missing.items()) if names}
 
 
 def other_plugins() -> list[str]:
     """Return the names and packages of plugins of other packages, without loading them."""
     return sorted(
-        f"{entry.group.removeprefix(PREFIX)} {entry.name} of {found.metadata['Name']} {found.version}"
-        for found in distributions()
-        for entry in found.entry_points
-        if entry.group.startswith(PREFIX) and found.metadata["Name"].replace("-", "_") != PACKAGE
+        f"{entry.group.removeprefix(PREFIX)} {entry.name} of {distribution.metadata['Name']} {distribution.version}"
+        for distribution in distributions()
+        for entry in distribution.entry_points
+        if entry.group.startswith(PREFIX) and distribution.metadata["Name"].replace("-", "_") != PACKAGE
     )
 
 
@@ -141,12 +141,12 @@ def has_private(value: str) -> bool:
     return is_local_path(value) or re.fullmatch(r"[\w.,:+-]{0,40}", value) is None or "/" in value
 
 
-def environment_view(found: Mapping[str, Any]) -> Table:
+def environment_view(environment: Mapping[str, Any]) -> Table:
     """Return a table of a description."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in found.items():
+    for name, value in environment.items():
         for label, text in rows(name, value):
             table.add_row(label, text)
     return table

@@ -43,14 +43,14 @@ def eval_results(model: ModelDirectory) -> list[EvalResult]:
 
 def eval_results_files(model: ModelDirectory) -> dict[str, bytes]:
     """Return a file for each Hub dataset, with the main metric on its test split, or else another one."""
-    found = {}
+    files = {}
     for report in reversed(model.reports):  # that of the test split replaces others
         numbers = {name: value for name, value in report.numbers().items() if math.isfinite(value)}
         chief = report.metric if report.metric in numbers else next(iter(numbers), None)
         if chief is not None and report.dataset is not None and is_held_out(report, model.recipe):
             path = f"{FOLDER}/{report.dataset.replace('/', '__')}.yaml"
-            found[path] = entry_text(report.dataset, report, chief, numbers[chief])
-    return found
+            files[path] = entry_text(report.dataset, report, chief, numbers[chief])
+    return files
 
 
 def is_held_out(report: MetricsReport, recipe: Recipe | None) -> bool:

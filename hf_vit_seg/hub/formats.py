@@ -38,15 +38,15 @@ def directory_in_format(source: str | Path, model_format: str, stack: ExitStack)
             if model_format == OWN:
                 return model_directory(folder), [f"converted from {report.source}"]
             source = folder
-        found = model_directory(Path(source))
+        directory = model_directory(Path(source))
         if model_format == OWN:
-            return found, []
-        folder = temporary_folder(found.path, stack)
-        report = export(found.path, folder, to=TRANSFORMERS)
+            return directory, []
+        folder = temporary_folder(directory.path, stack)
+        report = export(directory.path, folder, to=TRANSFORMERS)
     except ConversionError as error:
         raise PushError(str(error)) from error
     for pattern in COPIED:
-        for file in found.path.glob(pattern):
+        for file in directory.path.glob(pattern):
             shutil.copyfile(file, folder / file.name)
     return model_directory(folder), list(report.notes)
 

@@ -77,8 +77,8 @@ class EndpointHandler:
             segments = self.object_segments(outputs, size, subtask, threshold)
         else:
             raise ValueError(f"subtask is {subtask!r}, which this model does not support")
-        found = [segment for segment in segments if segment["score"] >= threshold]
-        return label_map_answer(found, size, subtask) if as_map else [as_answer(segment) for segment in found]
+        confident = [segment for segment in segments if segment["score"] >= threshold]
+        return label_map_answer(confident, size, subtask) if as_map else [as_answer(segment) for segment in confident]
 
     def classify(self, inputs: Mapping[str, torch.Tensor], parameters: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the most likely classes of an image."""
@@ -115,10 +115,10 @@ class EndpointHandler:
     ) -> Iterator[dict[str, Any]]:
         """Yield the objects of an image, and for panoptic segmentation its stuff."""
         process = getattr(self.processor, f"post_process_{subtask}_segmentation")
-        (found,) = process(outputs, threshold=threshold, target_sizes=[size])
-        for info in found["segments_info"]:
+        (results,) = process(outputs, threshold=threshold, target_sizes=[size])
+        for info in results["segments_info"]:
             index = int(info["label_id"])
-            yield segment(index, self.names[index], found["segmentation"] == info["id"], float(info["score"]))
+            yield segment(index, self.names[index], results["segmentation"] == info["id"], float(info["score"]))
 
 
 def check_local_code(folder: Path) -> None:
@@ -230,26 +230,26 @@ def segment(index: int, label: str, mask: torch.Tensor, score: float) -> dict[st
     return {"id": index, "label": label, "score": score, "mask": mask.cpu().numpy()}
 
 
-def as_answer(found: Mapping[str, Any]) -> dict[str, Any]:
+def as_answer(segment: Mapping[str, Any]) -> dict[str, Any]:
     """Return a segment in the Hub's schema."""
-    mask = encode_png(found["mask"].astype(np.uint8) * 255)
-    return {"label": found["label"], "mask": mask, "score": found["score"]}
+    mask = encode_png(segment["mask"].astype(np.uint8) * 255)
+    return {"label": segment["label"], "mask": mask, "score": segment["score"]}
 
 
-def label_map_answer(found: list[dict[str, Any]], size: tuple[int, int], subtask: str) -> dict[str, Any]:
+def label_map_answer(segments: list[dict[str, Any]], size: tuple[int, int], subtask: str) -> dict[str, Any]:
     """Return one map of all segments as a base64 PNG of 8 or 16 bits, and what its values are.
 
     Values are class indices for semantic segmentation, and 1, 2, ... for objects. The largest value that the PNG can
     store, 255 or 65535, is no segment.
     """
-    values = [each["id"] if subtask == "semantic" else number for number, each in enumerate(found, start=1)]
+    values = [each["id"] if subtask == "semantic" else number for number, each in enumerate(segments, start=1)]
     kind = np.uint8 if max(values, default=0) < MANY_CLASSES - 1 else np.uint16
     label_map = np.full(size, np.iinfo(kind).max, kind)
-    for value, each in zip(values, found, strict=True):
+    for value, each in zip(values, segments, strict=True):
         label_map[each["mask"]] = value
     rows = [
         {"value": value, "label": each["label"], "score": each["score"], "pixels": int(each["mask"].sum())}
-        for value, each in zip(values, found, strict=True)
+        for value, each in zip(values, segments, strict=True)
     ]
     return {"label_map": encode_png(label_map), "segments": rows, "height": size[0], "width": size[1]}
 

@@ -78,8 +78,8 @@ HEADS: Mapping[str, Head] = {
 def model_classes(config: PreTrainedConfig) -> dict[str, type]:
     """Return the model class of each Auto class in HEADS for a config, including those of plugins."""
     mappings: dict[str, Any] = {auto: getattr(transformers, auto)._model_mapping for auto in HEADS}
-    found = {auto: mapping[type(config)] for auto, mapping in mappings.items() if type(config) in mapping}
-    return {auto: kind for auto, kind in found.items() if isinstance(kind, type)}
+    classes = {auto: mapping[type(config)] for auto, mapping in mappings.items() if type(config) in mapping}
+    return {auto: kind for auto, kind in classes.items() if isinstance(kind, type)}
 
 
 __all__ = ["HEADS", "Head", "model_classes"]

@@ -111,8 +111,8 @@ class ModelDirectory:
     @cached_property
     def reports(self) -> list[MetricsReport]:
         """The evaluation reports, that of the test split first; for the same data and protocol only the last one."""
-        found = [with_hub_data(read_report(folder / METRICS)) for folder in self.evaluations]
-        last = {(each.split, each.dataset, each.dataset_split, each.protocol): each for each in found}
+        reports = [with_hub_data(read_report(folder / METRICS)) for folder in self.evaluations]
+        last = {(each.split, each.dataset, each.dataset_split, each.protocol): each for each in reports}
         return sorted(last.values(), key=lambda each: SPLITS.index(each.split))
 
     @property
@@ -125,8 +125,8 @@ class ModelDirectory:
     def samples(self) -> list[Path]:
         """Figures of predictions on samples, from evaluations or from the run."""
         for folder in [*self.evaluations, *([] if self.run is None else [self.run])]:
-            if found := sorted((folder / SAMPLES).glob("*.png")):
-                return found
+            if samples := sorted((folder / SAMPLES).glob("*.png")):
+                return samples
         return []
 
     @cached_property
@@ -204,8 +204,8 @@ class ModelDirectory:
     def packages(self) -> list[str]:
         """The packages and versions that provide the architecture, or the code, and the head."""
         own = f"{PACKAGE} {version(PACKAGE)}" if self.code else None
-        found = [self.plugin.origin if self.plugin else own, self.head_plugin and self.head_plugin.origin]
-        return list(dict.fromkeys(filter(None, found)))
+        packages = [self.plugin.origin if self.plugin else own, self.head_plugin and self.head_plugin.origin]
+        return list(dict.fromkeys(filter(None, packages)))
 
     @property
     def backends(self) -> list[str]:

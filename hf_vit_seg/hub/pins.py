@@ -14,8 +14,8 @@ SDK = "gradio"  # the Space installs the `sdk_version` of its README
 
 def extra_requirements(extra: str) -> list[Requirement]:
     """Return this package's requirements with one of its extras."""
-    found = map(Requirement, requires(PACKAGE) or ())
-    active = [each for each in found if each.marker is None or each.marker.evaluate({"extra": extra})]
+    requirements = map(Requirement, requires(PACKAGE) or ())
+    active = [each for each in requirements if each.marker is None or each.marker.evaluate({"extra": extra})]
     return sorted(active, key=lambda each: each.name.lower())
 
 
@@ -32,7 +32,7 @@ def pins(others: Iterable[str] = ()) -> list[str]:
     names = [each.name for each in extra_requirements("demo") if each.name != SDK] + [
         name for name in others if name != PACKAGE
     ]
-    return [f"{name}=={found}" for name in dict.fromkeys(names) if (found := installed_version(name)) is not None]
+    return [f"{name}=={version}" for name in dict.fromkeys(names) if (version := installed_version(name)) is not None]
 
 
 def python_version() -> str:

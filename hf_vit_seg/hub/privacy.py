@@ -34,8 +34,8 @@ def check_private(content: Content, message: str | None, directory: Path | None 
     names = "\n".join(content).encode()
     for path, text in [*texts, ("the names of the files", names), ("the commit message", (message or "").encode())]:
         for title, pattern in patterns.items():
-            if found := pattern.search(text):
-                raise PushError(sentence(path, text[: found.start()].count(b"\n") + 1, title))
+            if match := pattern.search(text):
+                raise PushError(sentence(path, text[: match.start()].count(b"\n") + 1, title))
 
 
 def sentence(path: str, line: int, title: str) -> str:
@@ -77,9 +77,9 @@ def host_name() -> str | None:
 
 def secrets() -> Mapping[str, str]:
     """Tokens in use and secrets in the environment."""
-    found = {name: value for name, value in os.environ.items() if SECRET_NAMES.search(name.upper())}
-    found["your access token of the Hub"] = get_token() or ""
-    return {name: value for name, value in found.items() if len(value) >= SHORTEST_SECRET}
+    values = {name: value for name, value in os.environ.items() if SECRET_NAMES.search(name.upper())}
+    values["your access token of the Hub"] = get_token() or ""
+    return {name: value for name, value in values.items() if len(value) >= SHORTEST_SECRET}
 
 
 def private_folders(directory: Path | None) -> Iterator[str]:

@@ -126,25 +126,25 @@ def contents(
 ) -> dict[str, Path | bytes]:
     """Return the files of a repository by their path, without local paths in their contents."""
     unchanged = [path for path in sorted(model.path.iterdir()) if any(fnmatch(path.name, each) for each in UNCHANGED)]
-    found: dict[str, Path | bytes] = {path.name: path for path in [*unchanged, *model.code]}
+    files: dict[str, Path | bytes] = {path.name: path for path in [*unchanged, *model.code]}
     if model.recipe_text is not None:
-        found[RECIPE] = model.recipe_text.encode()
-    if METRICS in found:
-        found[METRICS] = publishable_json(model.path / METRICS)
-    found[CONFIG] = with_auto_map(model.path / CONFIG, model.auto_map)
+        files[RECIPE] = model.recipe_text.encode()
+    if METRICS in files:
+        files[METRICS] = publishable_json(model.path / METRICS)
+    files[CONFIG] = with_auto_map(model.path / CONFIG, model.auto_map)
     if model.processor is not None:
-        found[PROCESSOR] = with_auto_map(model.path / PROCESSOR, model.processor_map)
+        files[PROCESSOR] = with_auto_map(model.path / PROCESSOR, model.processor_map)
     if handler and (file := handler_file(model)) is not None:
-        found[HANDLER] = file
+        files[HANDLER] = file
     if sample_image:
-        found[PICTURE] = sample_figure(model)
-    found |= eval_results_files(model)
+        files[PICTURE] = sample_figure(model)
+    files |= eval_results_files(model)
     image = widget_image(model) if sample_image else None
     if image is not None:
-        found[WIDGET] = image
+        files[WIDGET] = image
     options = CardOptions(PICTURE if sample_image else None, None if image is None else WIDGET)
     card = model_card(model, repo_id, options)
-    return found | {CARD: str(card).encode()}
+    return files | {CARD: str(card).encode()}
 
 
 def handler_file(model: ModelDirectory) -> Path | None:

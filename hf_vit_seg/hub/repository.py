@@ -58,9 +58,9 @@ def resolve_target(target: Target, repo_type: str | None = None) -> Target:
         except RepositoryNotFoundError:
             private = target.private
     if target.private not in (None, private):
-        found, expected = ("private", "public") if private else ("public", "private")
+        visibility, expected = ("private", "public") if private else ("public", "private")
         raise PushError(
-            f"{repo_id} already exists and is {found}; make it {expected} in its settings, or omit --{expected}"
+            f"{repo_id} already exists and is {visibility}; make it {expected} in its settings, or omit --{expected}"
         )
     return replace(target, repo_id=repo_id)
 

@@ -96,8 +96,8 @@ def model_files(directory: ModelDirectory | None, repo_id: str) -> dict[str, Pat
     """Return the files of a local model by their path in the Space."""
     if directory is None:
         return {}
-    found = contents(directory, repo_id) | {CARD: str(short_card(directory.provenance, directory.path.name)).encode()}
-    return {f"{MODEL}/{path}": file for path, file in found.items()}
+    files = contents(directory, repo_id) | {CARD: str(short_card(directory.provenance, directory.path.name)).encode()}
+    return {f"{MODEL}/{path}": file for path, file in files.items()}
 
 
 def is_replaced(path: str) -> bool:
@@ -120,14 +120,14 @@ def space_files() -> dict[str, Path | bytes]:
     places = [path for path in folder(f"{PACKAGE}.space").iterdir() if path.is_file()]
     own = {path.name: path for path in places if not path.name.startswith(".")}
     own.pop("__init__.py")
-    found: dict[str, Path | bytes] = {**own, **dict(tree(folder(PACKAGE), PACKAGE))}
+    files: dict[str, Path | bytes] = {**own, **dict(tree(folder(PACKAGE), PACKAGE))}
     for name in BESIDE:
-        found |= dict(tree(folder(f"{PACKAGE}.{name}"), f"{PACKAGE}/{name}"))
+        files |= dict(tree(folder(f"{PACKAGE}.{name}"), f"{PACKAGE}/{name}"))
     here = distribution(PACKAGE)
     for names in METADATA:
         text = next(text for name in names if (text := here.read_text(name)))
-        found[f"{PACKAGE}-{here.version}.dist-info/{names[0]}"] = text.encode()
-    return found
+        files[f"{PACKAGE}-{here.version}.dist-info/{names[0]}"] = text.encode()
+    return files
 
 
 def folder(package: str) -> Path:

@@ -77,13 +77,13 @@ def geojson_text(
 
 def properties(region: Region, names: Sequence[str], palette: np.ndarray) -> dict[str, Any]:
     """Return the properties of a region's feature."""
-    found = {
+    fields = {
         "class": region.label,
         "name": names[region.label],
         "color": palette[region.label].tolist(),
         "pixels": region.pixels,
     }
-    return found if region.total is None else found | {"score": round(region.total / region.pixels, 6)}
+    return fields if region.total is None else fields | {"score": round(region.total / region.pixels, 6)}
 
 
 def polygon_text(rings: Sequence[np.ndarray]) -> Iterator[str]:
@@ -121,12 +121,12 @@ def coco_dataset(
             total = None if sums is None else float(sums[mine].sum())
             masks.setdefault(label, RunLengths()).add(begin[mine] + position, end[mine] + position, size[0], total)
         position += flat.size
-    found = [(label, mask) for label, mask in sorted(masks.items()) if label < len(names)]
+    labeled_masks = [(label, mask) for label, mask in sorted(masks.items()) if label < len(names)]
     return {
         "images": [{"id": 1, "file_name": file_name, "height": size[0], "width": size[1]}],
         "annotations": [
             {"id": number, "image_id": 1, "category_id": label, **mask.annotation(size)}
-            for number, (label, mask) in enumerate(found, start=1)
+            for number, (label, mask) in enumerate(labeled_masks, start=1)
         ],
         "categories": [{"id": index, "name": name} for index, name in enumerate(names)],
     }

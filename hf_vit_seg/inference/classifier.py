@@ -55,11 +55,11 @@ class Classifier(ImageModel):
         if isinstance(image, list | tuple):
             return [self(each, top_k) for each in image]
         pixels, _ = load_pixels(image, self.channels, self.processor)
-        found = self.pixel_probabilities(pixels)
-        check_outputs(found, pixels)
-        order = found.argsort(descending=True, stable=True)[:top_k].tolist()
+        probabilities = self.pixel_probabilities(pixels)
+        check_outputs(probabilities, pixels)
+        order = probabilities.argsort(descending=True, stable=True)[:top_k].tolist()
         names = label_names(self.model.config)
-        return [(names[index], float(found[index])) for index in order]
+        return [(names[index], float(probabilities[index])) for index in order]
 
 
 def class_input(processor: BaseImageProcessor, image: torch.Tensor) -> torch.Tensor:

@@ -136,16 +136,16 @@ class FoundSegments:
         """
         first, stop, _ = (rows or slice(None)).indices(self.size[0])
         numbers = np.zeros((stop - first, self.size[1]), instance_dtype(len(self.objects)))
-        for number, found in enumerate(self.objects, 1):
-            top, bottom = max(found.top, first), min(found.top + found.shape[0], stop)
+        for number, instance in enumerate(self.objects, 1):
+            top, bottom = max(instance.top, first), min(instance.top + instance.shape[0], stop)
             if top < bottom:
-                part = numbers[top - first : bottom - first, found.slices[1]]
-                part[found.mask[top - found.top : bottom - found.top]] = number
+                part = numbers[top - first : bottom - first, instance.slices[1]]
+                part[instance.mask[top - instance.top : bottom - instance.top]] = number
         return numbers
 
     def label_map(self, background: int) -> np.ndarray:
         """Return the class of each pixel (H, W) int32; `background` for pixels of no object."""
-        table = np.array([background, *(found.label for found in self.objects)], np.int32)
+        table = np.array([background, *(instance.label for instance in self.objects)], np.int32)
         return table[self.instance_map()]
 
     def instance_image(self) -> Image.Image:
@@ -160,7 +160,7 @@ class FoundSegments:
 
     def counts(self) -> dict[str, int]:
         """Return the number of objects of each class that occurs, the most frequent first."""
-        labels = [found.label for found in self.objects]
+        labels = [instance.label for instance in self.objects]
         order = sorted(set(labels), key=lambda label: (-labels.count(label), label))
         return {self.names[label]: labels.count(label) for label in order}
 
@@ -170,9 +170,18 @@ class FoundSegments:
 
     def row(self, number: int) -> tuple[Any, ...]:
         """Return the entries of an object's row."""
-        found = self.objects[number - 1]
-        x, y = (round(value, 3) for value in found.centroid)
-        return (number, found.label, self.names[found.label], round(found.score, 6), found.area, x, y, *found.box)
+        instance = self.objects[number - 1]
+        x, y = (round(value, 3) for value in instance.centroid)
+        return (
+            number,
+            instance.label,
+            self.names[instance.label],
+            round(instance.score, 6),
+            instance.area,
+            x,
+            y,
+            *instance.box,
+        )
 
     def geojson(self) -> dict[str, Any]:
         """Return a GeoJSON FeatureCollection with one feature per object: a Polygon, or a MultiPolygon for several
@@ -186,23 +195,23 @@ class FoundSegments:
         """Yield the text of a GeoJSON file, in parts; without `coordinates`, these are pixels."""
         yield json.dumps({"type": "FeatureCollection", **(coordinates.member if coordinates else {})})[:-1]
         separator = ', "features": [\n'
-        for number, found in enumerate(self.objects, 1):
+        for number, instance in enumerate(self.objects, 1):
             yield separator + '{"type": "Feature", "geometry": '
-            yield geometry_text(found.polygons(), coordinates)
+            yield geometry_text(instance.polygons(), coordinates)
             yield f', "properties": {json.dumps(self.properties(number), ensure_ascii=False)}}}'
             separator = ",\n"
         yield "\n]}\n" if self.objects else ', "features": []}\n'
 
     def properties(self, number: int) -> dict[str, Any]:
         """Return the properties of an object's feature."""
-        found = self.objects[number - 1]
+        instance = self.objects[number - 1]
         return {
             "id": number,
-            "class": found.label,
-            "name": self.names[found.label],
-            "color": self.palette[found.label].tolist(),
-            "pixels": found.area,
-            "score": round(found.score, 6),
+            "class": instance.label,
+            "name": self.names[instance.label],
+            "color": self.palette[instance.label].tolist(),
+            "pixels": instance.area,
+            "score": round(instance.score, 6),
         }
 
     def coco(self, file_name: str = "") -> dict[str, Any]:
@@ -213,11 +222,11 @@ class FoundSegments:
                 {
                     "id": number,
                     "image_id": 1,
-                    "category_id": found.label,
-                    **found.rle(self.size),
-                    "score": round(found.score, 6),
+                    "category_id": instance.label,
+                    **instance.rle(self.size),
+                    "score": round(instance.score, 6),
                 }
-                for number, found in enumerate(self.objects, 1)
+                for number, instance in enumerate(self.objects, 1)
             ],
             "categories": [{"id": index, "name": name} for index, name in enumerate(self.names)],
         }

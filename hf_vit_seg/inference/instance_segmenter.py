@@ -112,12 +112,12 @@ class InstanceSegmenter(ImageSegmenter):
         if self.fused is not None:
             numbers, infos = panoptic_segments(*logits, size, threshold, MASK_THRESHOLD, OVERLAP_THRESHOLD, self.fused)
             return numbers, [info["label_id"] for info in infos], [info["score"] for info in infos]
-        found = list(objects_of_queries(*logits, size, threshold, MASK_THRESHOLD))
-        found.sort(key=lambda each: each.score)  # drawn last, and so on top, is the best
+        objects = list(objects_of_queries(*logits, size, threshold, MASK_THRESHOLD))
+        objects.sort(key=lambda each: each.score)  # drawn last, and so on top, is the best
         return (
-            draw_objects(found, size, logits[1].device),
-            [each.label_id for each in sorted(found, key=lambda each: each.id)],
-            [each.score for each in sorted(found, key=lambda each: each.id)],
+            draw_objects(objects, size, logits[1].device),
+            [each.label_id for each in sorted(objects, key=lambda each: each.id)],
+            [each.score for each in sorted(objects, key=lambda each: each.id)],
         )
 
     def __call__(self, image: Any) -> Any:
@@ -136,8 +136,8 @@ class InstanceSegmenter(ImageSegmenter):
         """Find the objects of pixels (C, H, W) in one forward pass; `missing` pixels (H, W) belong to none."""
         outputs = self.checked_outputs(self.prepare_pixels(pixels).pixel_values)
         numbers, classes, scores = self.segments(outputs, 0, (pixels.shape[1], pixels.shape[2]))
-        found = numbers.cpu().numpy()
-        return objects_of_map(found if missing is None else np.where(missing, 0, found), classes, scores)
+        instance_map = numbers.cpu().numpy()
+        return objects_of_map(instance_map if missing is None else np.where(missing, 0, instance_map), classes, scores)
 
     def find_in_windows(
         self,
@@ -161,8 +161,8 @@ class InstanceSegmenter(ImageSegmenter):
             if number < len(known):
                 objects = known[number]
             else:
-                found = self.find(*read(slice(top, window[2]), slice(left, window[3])))
-                objects = [each.translate(top, left) for each in found]
+                in_window = self.find(*read(slice(top, window[2]), slice(left, window[3])))
+                objects = [each.translate(top, left) for each in in_window]
                 if save is not None:
                     save(objects)
             core = window if grid is None else window_core(window, (grid.tops, grid.lefts), size)
@@ -212,8 +212,8 @@ class InstanceSegmenter(ImageSegmenter):
         stitcher, whole = ObjectStitcher(prepared.size, self.fused or ()), (0, 0, *prepared.size)
         stitcher.add(whole, objects_of_map(numbers.cpu().numpy(), classes, scores), whole)
         timings = {"prepare": prepared.milliseconds, "model": model}
-        found = self.result(stitcher, prepared.picture, timings | {"segments": milliseconds_since(start) - model})
-        return replace(found, protocol=self.describe(prepared))
+        segments = self.result(stitcher, prepared.picture, timings | {"segments": milliseconds_since(start) - model})
+        return replace(segments, protocol=self.describe(prepared))
 
     def describe(self, prepared: PreparedImage | None = None) -> str:
         """Describe how an image is processed, for reports."""

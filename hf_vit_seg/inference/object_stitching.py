@@ -39,9 +39,9 @@ class Part:
         return self.found.score * self.found.area
 
 
-def object_box(found: FoundObject) -> Box:
+def object_box(instance: FoundObject) -> Box:
     """Return (top, left, bottom, right) of an object in pixels, the last two exclusive."""
-    return found.top, found.left, found.top + found.shape[0], found.left + found.shape[1]
+    return instance.top, instance.left, instance.top + instance.shape[0], instance.left + instance.shape[1]
 
 
 def intersection(one: Box, other: Box) -> Box | None:
@@ -51,12 +51,14 @@ def intersection(one: Box, other: Box) -> Box | None:
     return (top, left, bottom, right) if top < bottom and left < right else None
 
 
-def crop_mask(found: FoundObject, box: Box) -> np.ndarray:
+def crop_mask(instance: FoundObject, box: Box) -> np.ndarray:
     """Return the mask (r, c) bool of an object in a box of the image, which may exceed its own."""
     crop = np.zeros((box[2] - box[0], box[3] - box[1]), bool)
-    common = intersection(object_box(found), box)
+    common = intersection(object_box(instance), box)
     if common is not None:
-        own = found.mask[common[0] - found.top : common[2] - found.top, common[1] - found.left : common[3] - found.left]
+        own = instance.mask[
+            common[0] - instance.top : common[2] - instance.top, common[1] - instance.left : common[3] - instance.left
+        ]
         crop[common[0] - box[0] : common[2] - box[0], common[1] - box[1] : common[3] - box[1]] = own
     return crop
 
@@ -98,29 +100,31 @@ class ObjectStitcher:
         """Add the objects of a window, in coordinates of the image. Stuff is taken from the `core` of the window."""
         number = len(self.windows)
         self.windows.append(window)
-        for found in objects:
-            if found.label in self.stuff:
-                self.add_stuff(found, core)
+        for instance in objects:
+            if instance.label in self.stuff:
+                self.add_stuff(instance, core)
                 continue
             index = len(self.parts)
-            self.parts.append(Part(found, self.is_cut(found, window)))
+            self.parts.append(Part(instance, self.is_cut(instance, window)))
             self.owners.append(number)
             self.parents.append(index)
-            for other in self.box_index.near(object_box(found)):
+            for other in self.box_index.near(object_box(instance)):
                 if self.owners[other] != number and self.is_same(index, other):
                     self.parents[self.root(index)] = self.root(other)
-            self.box_index.add(index, object_box(found))
+            self.box_index.add(index, object_box(instance))
 
-    def add_stuff(self, found: FoundObject, core: Box) -> None:
+    def add_stuff(self, instance: FoundObject, core: Box) -> None:
         """Add the stuff of a window's core."""
-        common = intersection(object_box(found), core)
-        mask = None if common is None else crop_mask(found, common)
+        common = intersection(object_box(instance), core)
+        mask = None if common is None else crop_mask(instance, common)
         if common is not None and mask is not None and mask.any():
-            self.areas[found.label].append(FoundObject.from_mask(found.label, found.score, common[0], common[1], mask))
+            self.areas[instance.label].append(
+                FoundObject.from_mask(instance.label, instance.score, common[0], common[1], mask)
+            )
 
-    def is_cut(self, found: FoundObject, window: Box) -> bool:
+    def is_cut(self, instance: FoundObject, window: Box) -> bool:
         """Return whether an object touches a border of its window inside the image."""
-        box, ends = object_box(found), (0, 0, *self.size)
+        box, ends = object_box(instance), (0, 0, *self.size)
         return any(box[side] == window[side] != ends[side] for side in range(4))
 
     def is_same(self, index: int, other: int) -> bool:
@@ -162,10 +166,10 @@ class ObjectStitcher:
             pieces = self.areas[label]
             box = union_box([object_box(piece) for piece in pieces])
             mask = paint(pieces, box)
-            for found in objects:
-                if (common := intersection(object_box(found), box)) is not None:
+            for instance in objects:
+                if (common := intersection(object_box(instance), box)) is not None:
                     rows, columns = (slice(common[i] - box[i], common[i + 2] - box[i]) for i in (0, 1))
-                    mask[rows, columns] &= ~crop_mask(found, common)
+                    mask[rows, columns] &= ~crop_mask(instance, common)
             if mask.any():
                 segments.append(FoundObject.from_mask(label, mean_score(pieces), box[0], box[1], mask))
         return segments
@@ -212,26 +216,26 @@ def join(parts: Sequence[Part]) -> Part:
 def separate(objects: Sequence[FoundObject]) -> list[FoundObject]:
     """Remove the pixels of earlier objects from later ones, and objects with less than half of their pixels left."""
     index, kept = BoxIndex(), list[FoundObject]()
-    for found in objects:
-        box = object_box(found)
+    for instance in objects:
+        box = object_box(instance)
         others = [kept[number] for number in index.near(box) if intersection(object_box(kept[number]), box) is not None]
         if others:
-            mask = found.mask.copy()
+            mask = instance.mask.copy()
             for other in others:
                 mask &= ~crop_mask(other, box)
             area = int(mask.sum())
-            if area < (1 - MAX_COVERED_SHARE) * found.area or not area:
+            if area < (1 - MAX_COVERED_SHARE) * instance.area or not area:
                 continue
-            if area < found.area:
-                found = FoundObject.from_mask(found.label, found.score, found.top, found.left, mask)
-        index.add(len(kept), object_box(found))
-        kept.append(found)
+            if area < instance.area:
+                instance = FoundObject.from_mask(instance.label, instance.score, instance.top, instance.left, mask)
+        index.add(len(kept), object_box(instance))
+        kept.append(instance)
     return kept
 
 
-def first_pixel(found: FoundObject) -> tuple[int, int]:
+def first_pixel(instance: FoundObject) -> tuple[int, int]:
     """Return the row and column of an object's first pixel."""
-    return found.top, found.left + int(found.mask[0].argmax())
+    return instance.top, instance.left + int(instance.mask[0].argmax())
 
 
 def window_core(window: Box, starts: tuple[Sequence[int], Sequence[int]], size: tuple[int, int]) -> Box:

@@ -80,8 +80,8 @@ class SemanticSegmentationPipeline(Pipeline):
 
     def postprocess(self, outputs: dict[str, Any]) -> dict[str, Any]:
         """Convert a segmentation to the result dict."""
-        found: Segmentation = outputs["segmentation"]
-        maps = {name: getattr(found, name) for name in ("scores", "entropy", "top_classes", "top_scores")}
+        segmentation: Segmentation = outputs["segmentation"]
+        maps = {name: getattr(segmentation, name) for name in ("scores", "entropy", "top_classes", "top_scores")}
         classes = [
             {
                 "id": count.index,
@@ -90,10 +90,10 @@ class SemanticSegmentationPipeline(Pipeline):
                 "pixels": count.pixels,
                 "share": count.share,
             }
-            for count in found.counts()
+            for count in segmentation.counts()
         ]
         given = {name: values for name, values in maps.items() if values is not None}
-        return {"label_map": found.label_map, **given, "classes": classes, "protocol": found.protocol}
+        return {"label_map": segmentation.label_map, **given, "classes": classes, "protocol": segmentation.protocol}
 
 
 def to_protocol(given: Any) -> Protocol:
@@ -109,13 +109,13 @@ def register() -> None:
     A pipeline of another package with this name is kept, with a warning.
     """
     if TASK in PIPELINE_REGISTRY.get_supported_tasks():
-        found = PIPELINE_REGISTRY.check_task(TASK)[1]["impl"]
-        if qualified_name(found) != qualified_name(SemanticSegmentationPipeline):
+        registered = PIPELINE_REGISTRY.check_task(TASK)[1]["impl"]
+        if qualified_name(registered) != qualified_name(SemanticSegmentationPipeline):
             logger.warning(
                 "hf_vit_seg's pipeline for '%s' is skipped: the task is already registered by %s; uninstall one of the "
                 "two packages, or use hf_vit_seg.inference.Segmenter",
                 TASK,
-                qualified_name(found),
+                qualified_name(registered),
             )
         return
     PIPELINE_REGISTRY.register_pipeline(

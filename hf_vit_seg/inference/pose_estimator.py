@@ -62,15 +62,15 @@ class PoseEstimator(ImageModel):
 
         Raises ValueError for a box without area.
         """
-        found = [torch.zeros(0, len(self.names), 3)]
+        keypoints = [torch.zeros(0, len(self.names), 3)]
         for start in range(0, len(boxes), TOGETHER):
             crops = [PersonCrop.from_box(box, self.size) for box in boxes[start : start + TOGETHER]]
             inputs = normalize_images(self.processor, [crop.extract(pixels) for crop in crops])
             heatmaps = self.model(pixel_values=inputs.to(self.device, self.model.dtype)).heatmaps
             points, scores = (each.cpu() for each in keypoints_from_heatmaps(heatmaps, self.size))
             points = torch.stack([crop.to_image(own) for crop, own in zip(crops, points, strict=True)])
-            found.append(torch.cat([points, scores[..., None]], dim=2))
-        return torch.cat(found)
+            keypoints.append(torch.cat([points, scores[..., None]], dim=2))
+        return torch.cat(keypoints)
 
 
 __all__ = ["Box", "PoseEstimator"]

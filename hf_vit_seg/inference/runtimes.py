@@ -284,17 +284,17 @@ class RuntimeModel:
                 f"{self.path.name} takes images of {sides[0]}x{sides[1]} alone and would be shown one of "
                 f"{height}x{width}: leave the size to it, or export it again without --size"
             )
-        found = self.program.run(pixel_values.to(self.dtype))
+        outputs = self.program.run(pixel_values.to(self.dtype))
         if self.objects is not None:
-            named = zip(self.objects.exported, found, strict=True)
+            named = zip(self.objects.exported, outputs, strict=True)
             return self.objects(**{name: tensor.float() for name, tensor in named})
-        assert isinstance(found, torch.Tensor)
-        if not found.is_floating_point():
+        assert isinstance(outputs, torch.Tensor)
+        if not outputs.is_floating_point():
             raise ModelError(
                 f"{self.path.name} gives label maps, not the logits that a prediction at an image's own size is made "
                 "of: export it again without --label-map"
             )
-        return SemanticSegmenterOutput(logits=found.float())  # pyright: ignore[reportArgumentType]
+        return SemanticSegmenterOutput(logits=outputs.float())  # pyright: ignore[reportArgumentType]
 
 
 __all__ = [

@@ -43,9 +43,9 @@ def nodata_label(classes: int) -> int:
 
 def file_palette(palette: np.ndarray) -> np.ndarray:
     """Extend a palette (K, 3) by black for all labels up to the `nodata_label`."""
-    found = np.zeros((nodata_label(len(palette)) + 1, 3), np.uint8)
-    found[: len(palette)] = palette
-    return found
+    colors = np.zeros((nodata_label(len(palette)) + 1, 3), np.uint8)
+    colors[: len(palette)] = palette
+    return colors
 
 
 @dataclass(frozen=True, eq=False)

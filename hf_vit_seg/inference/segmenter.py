@@ -93,15 +93,15 @@ class Segmenter(ImageSegmenter):
         The model runs at once on whole views, and on windows when their rows are read.
         """
         batch = self.protocol.window_batch or (1 if self.device.type == "cpu" else WINDOWS_TOGETHER)
-        found: list[RowLogits] = []
+        view_logits: list[RowLogits] = []
         for view, flip in product(views, (False, True) if self.protocol.flip else (False,)):
             grid = self.protocol.grid((view.shape[-2], view.shape[-1]), flip)
             forward = flip_outputs(model) if flip else model
             if grid is None:
-                found.append(LogitGrid(forward(view)))
+                view_logits.append(LogitGrid(forward(view)))
             else:
-                found.append(SlidingLogits(forward, partial(crop, view), grid, max(1, batch // len(view))))
-        return found
+                view_logits.append(SlidingLogits(forward, partial(crop, view), grid, max(1, batch // len(view))))
+        return view_logits
 
     @property
     def chunk_bytes(self) -> int:
@@ -143,7 +143,7 @@ class Segmenter(ImageSegmenter):
         """Segment prepared images, in one batch if their sizes are equal; timings are then averages per image."""
         batches = [prepared] if have_equal_sizes(prepared) else [[image] for image in prepared]
         selection = MapSelection(scores, entropy, top_k)
-        return [found for batch in batches for found in self.segment_batch(batch, selection)]
+        return [segmentation for batch in batches for segmentation in self.segment_batch(batch, selection)]
 
     @torch.inference_mode()
     def segment_batch(self, prepared: Sequence[PreparedImage], selection: MapSelection) -> list[Segmentation]:
@@ -157,7 +157,7 @@ class Segmenter(ImageSegmenter):
             "model": model.milliseconds / len(prepared),
             "label_map": (total - model.milliseconds) / len(prepared),
         }
-        found = [
+        segmentations = [
             Segmentation(
                 image=image.picture,
                 label_map=maps[i]["labels"],
@@ -165,13 +165,13 @@ class Segmenter(ImageSegmenter):
                 palette=self.palette,
                 protocol=self.describe(image),
                 timings={"prepare": image.milliseconds, **timings},
-                **{name: found for name, found in maps[i].items() if name != "labels"},
+                **{name: segmentations for name, segmentations in maps[i].items() if name != "labels"},
             )
             for i, image in enumerate(prepared)
         ]
         return [
             each if image.missing is None else each.hide(image.missing.numpy())
-            for each, image in zip(found, prepared, strict=True)
+            for each, image in zip(segmentations, prepared, strict=True)
         ]
 
     def image_maps(
@@ -190,12 +190,12 @@ class Segmenter(ImageSegmenter):
         grids = [logits.logits for logits in row_logits if isinstance(logits, LogitGrid)]
         if len(grids) < len(row_logits):
             raise HfVitSegError("Images of different sizes in one batch need a protocol without windows")
-        found = []
+        results = []
         for i, image in enumerate(prepared):
             own = [LogitGrid(logits[i : i + 1]) for logits in grids]
             maps = read_maps(own, image.size, classes, selection, dtype=dtype, chunk_bytes=self.chunk_bytes)
-            found.append({name: array[0] for name, array in to_arrays(maps).items()})
-        return found
+            results.append({name: array[0] for name, array in to_arrays(maps).items()})
+        return results
 
     def describe(self, prepared: PreparedImage | None = None) -> str:
         """Describe the inference for reports; for a prepared image, with the size to which it was resized."""

@@ -193,10 +193,10 @@ def check_options(function: Callable[..., Any], hub: Mapping[str, Any]) -> None:
     known = [*own, *HUB_OPTIONS]
     if unknown := [name for name in hub if name not in HUB_OPTIONS]:
         noun = "argument" if len(unknown) == 1 else "arguments"
-        found = ", ".join(f"'{name}'" for name in unknown)
+        options = ", ".join(f"'{name}'" for name in unknown)
         owner: Any = getattr(function, "__self__", None)
         called = function.__name__ if owner is None else f"{owner.__name__}.{function.__name__}"
-        raise TypeError(f"{called}() got unexpected keyword {noun} {found}; {nearest(unknown[0], known)}")
+        raise TypeError(f"{called}() got unexpected keyword {noun} {options}; {nearest(unknown[0], known)}")
 
 
 def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segmentation", **hub: Any) -> Any:
@@ -274,8 +274,8 @@ def model_task(name: str, *, features: bool = False, **hub: Any) -> str:
             return task
     if features:
         return FEATURES
-    found = ", ".join(saved) or "a model without a head"
-    raise ModelError(f"{name} is {found}, expected a model for {', '.join(AUTO_CLASSES)}")
+    heads = ", ".join(saved) or "a model without a head"
+    raise ModelError(f"{name} is {heads}, expected a model for {', '.join(AUTO_CLASSES)}")
 
 
 def find_base(name: str, **hub: Any) -> tuple[str, dict[str, Any]]:

@@ -55,17 +55,17 @@ class MaskAveragePrecision:
 
     def _rows_of_class(self, overlaps: Overlaps, index: int) -> ImageRows:
         """Match the objects of one class; `labeled` is (A,)."""
-        found = np.flatnonzero(overlaps.predicted_classes == index)
-        found = found[np.argsort(-overlaps.scores[found], kind="stable")][: self.max_detections]
+        rows = np.flatnonzero(overlaps.predicted_classes == index)
+        rows = rows[np.argsort(-overlaps.scores[rows], kind="stable")][: self.max_detections]
         truth = np.flatnonzero(overlaps.labeled_classes == index)
         lows, highs = np.array(list(AREAS.values())).T[..., None]
-        areas, labeled = overlaps.predicted[found], overlaps.labeled[truth]
+        areas, labeled = overlaps.predicted[rows], overlaps.labeled[truth]
         outside = (labeled < lows) | (labeled > highs)  # (A, G)
-        whole = areas[:, None] + labeled[None] - overlaps.both[np.ix_(found, truth)]
-        iou = overlaps.both[np.ix_(found, truth)] / np.maximum(whole, 1)
-        crowd = overlaps.ignored[found] / np.maximum(areas, 1)
+        whole = areas[:, None] + labeled[None] - overlaps.both[np.ix_(rows, truth)]
+        iou = overlaps.both[np.ix_(rows, truth)] / np.maximum(whole, 1)
+        crowd = overlaps.ignored[rows] / np.maximum(areas, 1)
         hit, ignored = match(iou, crowd, outside, (areas < lows) | (areas > highs))
-        return ImageRows(np.full(len(found), index), overlaps.scores[found], hit, ignored, (~outside).sum(axis=1))
+        return ImageRows(np.full(len(rows), index), overlaps.scores[rows], hit, ignored, (~outside).sum(axis=1))
 
     def scores(self) -> dict[str, Any]:
         """Return `mask_ap`, the mean over thresholds 0.50 .. 0.95 and classes; `_50`, `_75`, `_small`, `_medium`,

@@ -36,12 +36,12 @@ class ObjectScores:
         same = overlaps.same_class()
         iou = np.where(same, overlaps.iou, 0)
         kept |= (iou > MIN_IOU).any(axis=1)
-        iou, found, truth = iou[kept], int(kept.sum()), len(overlaps.labeled)
+        iou, predicted, truth = iou[kept], int(kept.sum()), len(overlaps.labeled)
         both, whole = aggregate(iou, overlaps, kept)
-        error = abs(found - truth)
+        error = abs(predicted - truth)
         values = [
             int((iou > MIN_IOU).sum()),
-            found,
+            predicted,
             truth,
             both,
             whole,
@@ -57,13 +57,13 @@ class ObjectScores:
         F1 and AJI are 0 .. 1. Also `objects`, `objects_found`, and `count_difference`, the sum of |found - true|.
         Undefined scores are NaN.
         """
-        hits, found, truth, both, whole, relative, images, absolute = self.counts.tolist()
+        hits, predicted, truth, both, whole, relative, images, absolute = self.counts.tolist()
         return {
-            "f1_50": float(ratio(2 * hits, found + truth)),
+            "f1_50": float(ratio(2 * hits, predicted + truth)),
             "aji": float(ratio(both, whole)),
             "count_error": float(ratio(relative / UNITS_PER_ONE, images)),
             "objects": truth,
-            "objects_found": found,
+            "objects_found": predicted,
             "count_difference": absolute,
         }
 

@@ -41,12 +41,12 @@ class PanopticQuality:
         if len(classes) and not 0 <= classes.min() <= classes.max() < self.num_classes:
             raise MetricError(f"found classes {classes.min()} .. {classes.max()}, expected 0 .. {self.num_classes - 1}")
         iou = np.where(overlaps.same_class(), overlaps.iou, 0)
-        found, truth = np.nonzero(iou > MIN_IOU)
+        predicted, truth = np.nonzero(iou > MIN_IOU)
         missed, wrong = np.ones(len(overlaps.labeled), bool), overlaps.ignored <= MIN_IOU * overlaps.predicted
-        missed[truth] = wrong[found] = False
+        missed[truth] = wrong[predicted] = False
         kinds = overlaps.labeled_classes[truth]
         rows = [
-            self._sums(kinds, fixed_point(iou[found, truth])),
+            self._sums(kinds, fixed_point(iou[predicted, truth])),
             self._sums(kinds),
             self._sums(overlaps.predicted_classes[wrong]),
             self._sums(overlaps.labeled_classes[missed]),

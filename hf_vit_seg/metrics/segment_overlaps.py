@@ -111,23 +111,23 @@ def count_crowds(predicted: SegmentMap, labeled: SegmentMap) -> tuple[np.ndarray
     return table.sum(axis=1), table[np.arange(segments), np.asarray(predicted.classes, np.int64)]
 
 
-def check_map(title: str, found: SegmentMap, lowest: int) -> None:
+def check_map(title: str, segments: SegmentMap, lowest: int) -> None:
     """Raise MetricError for a map with other dimensions, dtypes or numbers."""
-    if found.ids.ndim != 2 or found.ids.is_floating_point():
+    if segments.ids.ndim != 2 or segments.ids.is_floating_point():
         raise MetricError(
-            f"{title} must be integer maps (H, W), got {str(found.ids.dtype).removeprefix('torch.')} of shape "
-            f"{tuple(found.ids.shape)}"
+            f"{title} must be integer maps (H, W), got {str(segments.ids.dtype).removeprefix('torch.')} of shape "
+            f"{tuple(segments.ids.shape)}"
         )
-    if found.crowds is not None and found.crowds.shape != found.ids.shape:
-        raise MetricError(f"{title} {tuple(found.ids.shape)} and their crowds {tuple(found.crowds.shape)} differ")
-    if found.scores is not None and len(found.scores) != len(found.classes):
-        raise MetricError(f"{title} have {len(found.classes)} classes, but {len(found.scores)} scores")
-    if not found.ids.numel():
+    if segments.crowds is not None and segments.crowds.shape != segments.ids.shape:
+        raise MetricError(f"{title} {tuple(segments.ids.shape)} and their crowds {tuple(segments.crowds.shape)} differ")
+    if segments.scores is not None and len(segments.scores) != len(segments.classes):
+        raise MetricError(f"{title} have {len(segments.classes)} classes, but {len(segments.scores)} scores")
+    if not segments.ids.numel():
         return
-    low, high = map(int, found.ids.aminmax())
-    if low < lowest or high > len(found.classes):
+    low, high = map(int, segments.ids.aminmax())
+    if low < lowest or high > len(segments.classes):
         raise MetricError(
-            f"{title} have numbers from {low} to {high}, expected {lowest} .. {len(found.classes)}, the number of "
+            f"{title} have numbers from {low} to {high}, expected {lowest} .. {len(segments.classes)}, the number of "
             "their classes"
         )
 

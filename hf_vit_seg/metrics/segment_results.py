@@ -45,11 +45,13 @@ def overlaps_of_results(predictions: Sequence[Any], references: Sequence[Any]) -
         raise MetricError(
             f"found {len(predictions)} predictions and {len(references)} references, expected equal numbers"
         )
-    found = []
+    overlaps = []
     for prediction, reference in zip(predictions, references, strict=True):
         own = read_segments(prediction)
-        found.append(find_overlaps(SegmentMap(own.ids.clamp(min=0), own.classes, own.scores), read_segments(reference)))
-    return found
+        overlaps.append(
+            find_overlaps(SegmentMap(own.ids.clamp(min=0), own.classes, own.scores), read_segments(reference))
+        )
+    return overlaps
 
 
 class SegmentMetric(StreamedMetric):

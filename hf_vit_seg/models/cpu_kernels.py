@@ -43,10 +43,10 @@ PRIVATE_NAMES: list[str] = []
 def private(path: str, default: Any = None) -> Any:
     """Return a private name of torch by its dotted path, or `default` if the installed version does not have it."""
     PRIVATE_NAMES.append(path)
-    found: Any = torch
+    value: Any = torch
     for name in path.split(".")[1:]:
-        found = getattr(found, name, None)
-    return default if found is None else found
+        value = getattr(value, name, None)
+    return default if value is None else value
 
 
 def assume_true() -> bool:

@@ -233,15 +233,15 @@ def climb(values: torch.Tensor) -> torch.Tensor:
 def saddles(peaks: torch.Tensor, values: torch.Tensor, inside: torch.Tensor) -> Iterator[tuple[int, int, float]]:
     """Yield the pairs of peaks whose regions touch, and the height of the pass between them, the highest first."""
     height, width = values.shape
-    found: list[torch.Tensor] = []
+    saddles: list[torch.Tensor] = []
     heights: list[torch.Tensor] = []
     for rows, columns in HALF_OF_NEIGHBORS:
         first = slice(0, height - rows), slice(max(0, -columns), width - max(0, columns))
         second = slice(rows, height), slice(max(0, columns), width + min(0, columns))
         touching = (peaks[first] != peaks[second]) & inside[first] & inside[second]
-        found.append(torch.stack([peaks[first][touching], peaks[second][touching]], dim=1).sort(dim=1).values)
+        saddles.append(torch.stack([peaks[first][touching], peaks[second][touching]], dim=1).sort(dim=1).values)
         heights.append(torch.minimum(values[first][touching], values[second][touching]))
-    pairs, index = torch.cat(found).unique(dim=0, return_inverse=True)
+    pairs, index = torch.cat(saddles).unique(dim=0, return_inverse=True)
     passes = values.new_full((len(pairs),), BELOW_ALL).scatter_reduce(0, index, torch.cat(heights), "amax")
     order = passes.argsort(descending=True, stable=True)
     for (first_peak, second_peak), saddle in zip(pairs[order].tolist(), passes[order].tolist(), strict=True):

@@ -222,14 +222,14 @@ def list_maps(maps: Any, count: int) -> list[Any]:
     An array for one image is one map, also if it has a third axis; for several images, the first axis counts them.
     """
     if isinstance(maps, list | tuple):
-        found = [part for item in maps for part in (item if isinstance(item, list | tuple) else [item])]
+        items = [part for item in maps for part in (item if isinstance(item, list | tuple) else [item])]
     elif isinstance(maps, np.ndarray | torch.Tensor) and (count != 1 or maps.ndim > 3):
-        found = list(maps)
+        items = list(maps)
     else:
-        found = [maps]
-    if len(found) != count:
-        raise HfVitSegError(f"Found {len(found)} segmentation maps for {count} images: pass one map for each image")
-    return found
+        items = [maps]
+    if len(items) != count:
+        raise HfVitSegError(f"Found {len(items)} segmentation maps for {count} images: pass one map for each image")
+    return items
 
 
 def read_map(source: str | os.PathLike) -> Image.Image:

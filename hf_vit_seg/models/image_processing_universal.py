@@ -142,8 +142,8 @@ class UniversalProcessing:
                 logits = outputs.class_queries_logits[image], outputs.masks_queries_logits[image]
                 objects = list(objects_of_queries(*logits, size, threshold, mask_threshold))
                 segmentation = draw_objects(objects, size, logits[1].device)
-                result = {"segmentation": segmentation, "segments_info": [found.info() for found in objects]}
-                masks = [full_mask(found, size) for found in objects] if return_binary_maps else []
+                result = {"segmentation": segmentation, "segments_info": [instance.info() for instance in objects]}
+                masks = [full_mask(instance, size) for instance in objects] if return_binary_maps else []
             if return_coco_annotation:
                 numbers = [info["id"] for info in result["segments_info"]]
                 result["segmentation"] = [binary_mask_to_rle(result["segmentation"] == number) for number in numbers]
@@ -185,10 +185,10 @@ class UniversalProcessing:
         return results
 
 
-def full_mask(found: ObjectMask, size: tuple[int, int]) -> torch.Tensor:
+def full_mask(instance: ObjectMask, size: tuple[int, int]) -> torch.Tensor:
     """Return the mask of an object at the size of the image (H, W) bool."""
-    mask = torch.zeros(size, dtype=torch.bool, device=found.mask.device)
-    mask[found.slices] = found.mask
+    mask = torch.zeros(size, dtype=torch.bool, device=instance.mask.device)
+    mask[instance.slices] = instance.mask
     return mask
 
 

@@ -275,7 +275,7 @@ def convert_foreign(
         return None
     if not stored and isinstance(config, config_class) and not os.path.isfile(path):  # weights without a config.json
         return None
-    converted = next((found for convert in CONVERTERS if (found := convert(path, **hub)) is not None), None)
+    converted = next((checkpoint for convert in CONVERTERS if (checkpoint := convert(path, **hub)) is not None), None)
     if converted is None and os.path.isfile(path):
         raise HfVitSegError(f"'{path}' is a file in the format of this package or of transformers; pass its directory")
     if converted is None:

@@ -140,10 +140,10 @@ def select_head(config: BackboneSegmentationConfig, strides: Sequence[tuple[int,
         for other, spec in HEADS.items()
         if spec.fits(strides) or (not levels_are_given and spec.num_maps == 1)
     ]
-    found = ", ".join(f"{rows}" if rows == columns else f"{rows}x{columns}" for rows, columns in strides)
+    sizes = ", ".join(f"{rows}" if rows == columns else f"{rows}x{columns}" for rows, columns in strides)
     raise HfVitSegError(
         f"decode_head '{name}' reads {head.reads}, but the '{config.backbone.model_type}' backbone returns "
-        f"{len(strides)} of stride {found} (stages {', '.join(map(str, config.backbone.out_features))}): use "
+        f"{len(strides)} of stride {sizes} (stages {', '.join(map(str, config.backbone.out_features))}): use "
         f"{' or '.join([*suitable, 'other decode_head_levels'])}"
     )
 

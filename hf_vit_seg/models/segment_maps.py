@@ -148,8 +148,8 @@ def positive_box(logits: torch.Tensor, bound: float, resizing: Resizing) -> tupl
 def draw_objects(objects: Sequence[ObjectMask], size: tuple[int, int], device: torch.device) -> torch.Tensor:
     """Draw objects as a map of their numbers (H, W) int32; 0 is none, and later objects cover earlier ones."""
     segmentation = torch.zeros(size, dtype=torch.int32, device=device)
-    for found in objects:
-        segmentation[found.slices].masked_fill_(found.mask, found.id)
+    for instance in objects:
+        segmentation[instance.slices].masked_fill_(instance.mask, instance.id)
     return segmentation
 
 
@@ -231,9 +231,9 @@ def panoptic_segments(
     kept = ((labels < class_logits.shape[-1] - 1) & (scores > threshold)).nonzero()[:, 0]
     if not len(kept):
         return torch.zeros(size, dtype=torch.int32, device=mask_logits.device), []
-    found = assign_pixels(scores[kept], mask_logits[kept], size, mask_threshold)
-    whole = (found.above > 0) & (found.both > 0)
-    whole &= (found.largest / found.above).to(torch.float64) > overlap_mask_area_threshold
+    assigned = assign_pixels(scores[kept], mask_logits[kept], size, mask_threshold)
+    whole = (assigned.above > 0) & (assigned.both > 0)
+    whole &= (assigned.largest / assigned.above).to(torch.float64) > overlap_mask_area_threshold
     infos, fused, numbers = [], dict[int, int](), torch.zeros(len(kept) + 1, dtype=torch.int32)
     for index in whole.nonzero()[:, 0].tolist():
         label, score = int(labels[kept[index]]), float(scores[kept[index]])
@@ -244,7 +244,7 @@ def panoptic_segments(
             if fuse:
                 fused[label] = number
         numbers[index] = number
-    return numbers.to(found.queries.device)[found.queries.long()], infos
+    return numbers.to(assigned.queries.device)[assigned.queries.long()], infos
 
 
 def fuse_segments(

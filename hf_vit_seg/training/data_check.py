@@ -196,9 +196,9 @@ def class_view(report: CheckReport) -> Table:
     return table
 
 
-def occurrence_cells(found: Iterable[tuple[SplitFacts, Occurrence]]) -> list[str]:
+def occurrence_cells(occurrences: Iterable[tuple[SplitFacts, Occurrence]]) -> list[str]:
     """Return the share and the number of samples of a row, for each split."""
-    return [cell for part, o in found for cell in (share(part, o.count), str(len(o.samples)))]
+    return [cell for part, o in occurrences for cell in (share(part, o.count), str(len(o.samples)))]
 
 
 def share(part: SplitFacts, count: int) -> str:

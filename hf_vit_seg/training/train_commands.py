@@ -101,9 +101,9 @@ def print_results(directory: RunDirectory, ending: RunStatus, recipe: Recipe) ->
     """Print the scores on the test split, or else the validation split, and the paths of the results."""
     if not is_main():
         return
-    found = final_report(directory)
-    if found is not None:
-        print_result(report_view(found), partial(report_content, found))
+    report = final_report(directory)
+    if report is not None:
+        print_result(report_view(report), partial(report_content, report))
     plots = f", plots are in {directory.plots}" if any(directory.plots.glob("*.png")) else ""
     name = "best" if directory.model == directory.best else "last"
     print_on_main(f"{ending.value}: the {name} model is in {directory.model}{plots}")

@@ -49,21 +49,21 @@ def check_datasets(
 ) -> CheckReport:
     """Read every sample of opened splits; splits that are None are skipped."""
     memory = FactsFile(cache)
-    found = {}
+    parts = {}
     try:
         for split, dataset in datasets.items():
             if dataset is not None:
                 settings = getattr(recipe.data, split) or recipe.data.train  # a share of the training source
                 stamp = source_stamp(settings, recipe.data.channels, dataset)
                 part = SplitFacts(split, dataset, scan(split, dataset, stamp, memory, progress))
-                found[split] = skip_unusable(part, recipe.data.max_skipped) if skips(recipe) else part
+                parts[split] = skip_unusable(part, recipe.data.max_skipped) if skips(recipe) else part
     except BaseException:  # also when interrupted, so that the next check continues
         memory.write(whole=False)
         raise
     memory.write()
     normalized = not NORMALIZATION_FIELDS.isdisjoint(recipe.processor)
     scaled = normalized or recipe.model.from_pretrained is not None
-    return CheckReport(recipe.task, found, scaled, normalized)
+    return CheckReport(recipe.task, parts, scaled, normalized)
 
 
 def require_valid_data(

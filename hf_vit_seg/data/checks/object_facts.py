@@ -53,8 +53,8 @@ def read_object_facts(raw: RawSegments, table: ClassTable, task: str) -> ObjectF
 
 def is_split(mask: np.ndarray) -> bool:
     """Return whether a mask (H, W) has several 8-connected parts."""
-    found: Any = ndimage.label(mask, EIGHT)  # the parts, and their number
-    return found[1] > 1
+    components: Any = ndimage.label(mask, EIGHT)  # the parts, and their number
+    return components[1] > 1
 
 
 __all__ = ["ObjectFacts", "read_object_facts"]

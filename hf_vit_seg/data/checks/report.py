@@ -89,11 +89,11 @@ class SplitFacts:
     @cached_property
     def values(self) -> dict[Raw, Occurrence]:
         """Occurrences of each raw value, in order of the values."""
-        found: dict[Raw, list[tuple[int, int]]] = defaultdict(list)
+        counts: dict[Raw, list[tuple[int, int]]] = defaultdict(list)
         for index, facts in enumerate(self.facts):
             for raw, count in facts.values:
-                found[raw].append((index, count))
-        return {raw: count_occurrences(rows) for raw, rows in sorted(found.items(), key=lambda item: item[0])}
+                counts[raw].append((index, count))
+        return {raw: count_occurrences(rows) for raw, rows in sorted(counts.items(), key=lambda item: item[0])}
 
     @cached_property
     def targets(self) -> Mapping[Raw, int]:
@@ -168,11 +168,11 @@ class SplitFacts:
     @cached_property
     def notes(self) -> dict[str, list[int]]:
         """Indices of the samples that have a source's warning."""
-        found: dict[str, list[int]] = defaultdict(list)
+        indices: dict[str, list[int]] = defaultdict(list)
         for index, facts in enumerate(self.facts):
             for note in facts.notes:
-                found[note].append(index)
-        return found
+                indices[note].append(index)
+        return indices
 
     def object_total(self, name: str) -> int:
         """Return the sum of a fact of objects over the samples."""
@@ -235,8 +235,8 @@ class SplitFacts:
 
     def format_value(self, raw: Raw) -> str:
         """Format a raw value with its count and samples."""
-        found = self.values[raw]
-        return f"{raw} ({self.format_count(found.count)} in {self.locations(found.samples)})"
+        occurrence = self.values[raw]
+        return f"{raw} ({self.format_count(occurrence.count)} in {self.locations(occurrence.samples)})"
 
     def format_count(self, count: int) -> str:
         """Format a count with its unit, such as `12 pixels`."""
@@ -252,8 +252,8 @@ class SplitFacts:
     def ignored(self) -> dict[Raw, Occurrence]:
         """Raw values of masks that are mapped to the ignore index by the recipe, the most frequent first."""
         known = range(len(self.table.names))
-        found = {raw: o for raw, o in self.values.items() if raw != IGNORED_VALUE and raw in self.targets}
-        rows = [(raw, o) for raw, o in found.items() if self.targets[raw] not in known]
+        ignored = {raw: o for raw, o in self.values.items() if raw != IGNORED_VALUE and raw in self.targets}
+        rows = [(raw, o) for raw, o in ignored.items() if self.targets[raw] not in known]
         return dict(sorted(rows, key=lambda item: -item[1].count))
 
     @cached_property
@@ -348,15 +348,15 @@ class CheckReport:
     @property
     def problems(self) -> list[str]:
         """Messages on data that cannot be trained on."""
-        found = [problem for part in self.splits.values() for problem in part.problems()]
+        problems = [problem for part in self.splits.values() for problem in part.problems()]
         if len({facts.scale for part in self.splits.values() for facts in part.facts if facts.fault is None}) > 1:
             (usual, most), *rest = self.kinds
             others = format_list((f"{len(names)} of {kind} ({format_list(names)})" for kind, names in rest), 5)
-            found.append(f"images must have equal channels and depth, found {len(most)} of {usual}, {others}")
+            problems.append(f"images must have equal channels and depth, found {len(most)} of {usual}, {others}")
         if (problem := self.dark_problem()) is not None:
-            found.append(problem)
-        found += [message for problem, message in self.ignored_classes if problem]
-        return found
+            problems.append(problem)
+        problems += [message for problem, message in self.ignored_classes if problem]
+        return problems
 
     @cached_property
     def ignored_classes(self) -> list[tuple[bool, str]]:
@@ -383,11 +383,11 @@ class CheckReport:
     @property
     def warnings(self) -> list[str]:
         """Messages on data that are probably wrong, but can be trained on."""
-        found = [warning for part in self.splits.values() for warning in part.warnings()]
-        found += [message for problem, message in self.ignored_classes if not problem]
-        found += self.query_warnings(self.queries)
+        warnings = [warning for part in self.splits.values() for warning in part.warnings()]
+        warnings += [message for problem, message in self.ignored_classes if not problem]
+        warnings += self.query_warnings(self.queries)
         if not self.scaled and any(facts.dtype == "float32" for part in self.splits.values() for facts in part.facts):
-            found.append(
+            warnings.append(
                 "images have more than 8 bits, but the processor of a new model expects 0 .. 255: set "
                 "processor: {image_mean: computed, image_std: computed}, or set rescale_factor and means"
             )
@@ -395,10 +395,10 @@ class CheckReport:
         for i, first in enumerate(names):
             for second in names[i + 1 :]:
                 if pairs := self.shared_images(first, second):
-                    found.append(
+                    warnings.append(
                         f"{first} and {second} share images: {format_list(' = '.join(pair) for pair in pairs)}"
                     )
-        return found
+        return warnings
 
     def query_warnings(self, queries: int | None) -> list[str]:
         """Return warnings for splits whose images have more objects than the model has queries."""

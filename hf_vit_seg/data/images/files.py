@@ -123,7 +123,7 @@ def find_images(inputs: Iterable[str], skip: Path | None = None) -> list[ImageFi
     From folders come the files with an image's suffix, without hidden ones and without files below `skip` (the
     results). A file named explicitly is accepted with any suffix. Raises ImageFileError for an input without images.
     """
-    found: dict[Path, ImageFile] = {}
+    images: dict[Path, ImageFile] = {}
     for given in map(installed_path, inputs):
         matches = [given] if os.path.lexists(given) else sorted(glob(given, recursive=True))
         files = [image for match in matches for image in expand(Path(match), skip)]
@@ -131,8 +131,8 @@ def find_images(inputs: Iterable[str], skip: Path | None = None) -> list[ImageFi
             reason = "contains no images" if Path(given).is_dir() else "does not match any file or folder"
             raise ImageFileError(f"{given} {reason}")
         for image in files:
-            found.setdefault(real_path(image.path), image)
-    return list(found.values())
+            images.setdefault(real_path(image.path), image)
+    return list(images.values())
 
 
 def real_path(path: Path) -> Path:

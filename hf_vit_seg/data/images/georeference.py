@@ -34,16 +34,16 @@ def page_georeference(page: Any, path: Path) -> GeoTags:
     file.
     """
     tags = (page.tags.get(code) for code in GEOREFERENCE)
-    found = tuple((tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in tags if tag is not None)
-    if not any(tag[0] in TRANSFORMS for tag in found):
-        found += world_file_tags(path, centers=has_pixel_centers(found))
-    check_upright(path, found, tiff_orientation(page))
-    return found
+    values = tuple((tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in tags if tag is not None)
+    if not any(tag[0] in TRANSFORMS for tag in values):
+        values += world_file_tags(path, centers=has_pixel_centers(values))
+    check_upright(path, values, tiff_orientation(page))
+    return values
 
 
-def check_upright(path: Path, found: GeoTags, orientation: int) -> None:
+def check_upright(path: Path, tags: GeoTags, orientation: int) -> None:
     """Raise ImageFileError for an image with a georeference that is not stored upright."""
-    if found and orientation != UPRIGHT:
+    if tags and orientation != UPRIGHT:
         raise ImageFileError(
             f"{path}: it has an orientation ({orientation}: turned or mirrored) and a georeference, which contradict "
             "each other: save it upright"
@@ -61,8 +61,8 @@ def find_world_file(path: Path) -> Path | None:
     kind = path.suffix[1:]
     for suffix in (f"{kind[:1]}{kind[-1:]}w", f"{kind}w", "wld"):
         for spelled in (suffix, suffix.lower(), suffix.upper()):
-            if (found := path.with_suffix(f".{spelled}")).is_file():
-                return found
+            if (candidate := path.with_suffix(f".{spelled}")).is_file():
+                return candidate
     return None
 
 
@@ -91,11 +91,11 @@ def file_georeference(path: Path) -> GeoTags:
     import tifffile
 
     if not first_bytes(path).startswith(TIFFS):
-        if found := world_file_tags(path):
+        if tags := world_file_tags(path):
             with raise_image_errors(path), Image.open(path) as image:
                 orientation = pil_orientation(image, path)
-            check_upright(path, found, orientation)
-        return found
+            check_upright(path, tags, orientation)
+        return tags
     with raise_image_errors(path), tifffile.TiffFile(path) as tiff:
         return page_georeference(tiff.pages.first, path)
 

@@ -71,9 +71,9 @@ def integer_key(key: Any) -> int:
     raise ClassTableError(f"found the key {key!r}, expected an integer: {FORMS}")
 
 
-def is_value(found: Any) -> bool:
+def is_value(value: Any) -> bool:
     """Return whether this is one raw value of an integer mask; colors are lists in a list."""
-    return isinstance(found, int) and not isinstance(found, bool)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 __all__ = ["expand_classes", "is_class_file"]

@@ -110,12 +110,12 @@ class ClassTable:
 
     def class_index(self, raw: int) -> int:
         """Return the class index of an image's raw label. Raises UnknownValueError for labels without a class."""
-        found = dict(self.targets).get(raw, UNKNOWN)
-        if not 0 <= found < len(self.names):
+        index = dict(self.targets).get(raw, UNKNOWN)
+        if not 0 <= index < len(self.names):
             raise UnknownValueError(
                 f"the label {raw} belongs to no class: classes have {self.describe_values()}", {raw: 1}
             )
-        return found
+        return index
 
     def class_indices(self, labels: Sequence[int]) -> tuple[int, ...]:
         """Return the class indices of an image's raw labels, without ignored ones.
@@ -128,8 +128,8 @@ class ClassTable:
             raise UnknownValueError(
                 f"the labels {format_list(unknown)} belong to no class: classes have {self.describe_values()}", unknown
             )
-        found = {targets[label] for label in labels if label in targets}
-        return tuple(sorted(found - {self.ignore_index}))
+        indices = {targets[label] for label in labels if label in targets}
+        return tuple(sorted(indices - {self.ignore_index}))
 
     def apply(self, raw: torch.Tensor) -> torch.Tensor:
         """Map a raw mask, (H, W) of values or (3, H, W) of colors, to class indices (H, W) int64.

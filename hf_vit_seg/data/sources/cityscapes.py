@@ -71,12 +71,12 @@ class Cityscapes(InstanceMaps):
 
     def segments(self, maps: Sequence[File]) -> tuple[RawSegments, tuple[str, ...]]:
         """Read the segments of the instance map."""
-        found = segments_of_codes(read_instances(maps[-1]), DIVISOR)
-        assert found.classes is not None and self.values is not None
-        kinds = [self.values.get(label, IGNORED_VALUE) for label in found.classes]
+        segments = segments_of_codes(read_instances(maps[-1]), DIVISOR)
+        assert segments.classes is not None and self.values is not None
+        kinds = [self.values.get(label, IGNORED_VALUE) for label in segments.classes]
         background = torch.tensor([False, False, *(kind is None for kind in kinds)])
-        ids = found.ids.masked_fill(background[found.ids.to(torch.int64) + 1], 0)
-        return replace(found, ids=ids, classes=tuple(IGNORED_VALUE if kind is None else kind for kind in kinds)), ()
+        ids = segments.ids.masked_fill(background[segments.ids.to(torch.int64) + 1], 0)
+        return replace(segments, ids=ids, classes=tuple(IGNORED_VALUE if kind is None else kind for kind in kinds)), ()
 
 
 __all__ = ["CityscapesSource"]

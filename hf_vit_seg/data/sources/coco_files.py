@@ -108,9 +108,9 @@ class CocoFile:
         """Read an image (C, H, W). Raises ImageFileError if its size differs from that of its annotations."""
         pixels = read_pixels(self.file(image), channels)
         if pixels.shape[1:] != (image.height, image.width):
-            found = "x".join(map(str, pixels.shape[1:]))
+            size = "x".join(map(str, pixels.shape[1:]))
             raise ImageFileError(
-                f"{self.file(image)}: the image has {found} pixels (height x width), but its annotations in "
+                f"{self.file(image)}: the image has {size} pixels (height x width), but its annotations in "
                 f"{self.title} are for {image.height}x{image.width}: use the images that were annotated"
             )
         return pixels
@@ -134,11 +134,11 @@ def read_coco(annotations: Path | Sequence[Path], images: Path | Sequence[Path])
     for path, own in zip(paths, folders if len(folders) == len(paths) else folders * len(paths), strict=True):
         lists = read_lists(existing_file(path, "annotations"))
         prefix = "" if own == folder else os.path.relpath(own, folder)
-        found = [
+        renamed = [
             replace(image, file_name=os.path.join(prefix, portable_path(own, image.file_name)))
             for image in lists.images
         ]
-        files.append((path, replace(lists, images=found)))
+        files.append((path, replace(lists, images=renamed)))
     title = format_list([path for path, _ in files])
     lists = files[0][1] if len(files) == 1 else merge_lists(files)
     check_present(folder, [image.file_name for image in lists.images], title)

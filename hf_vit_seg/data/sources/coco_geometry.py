@@ -87,12 +87,12 @@ def check_extent(box: Sequence[float], where: str) -> None:
 
 def check_pixel_units(coordinates: Iterable[Sequence[Any]], title: str) -> None:
     """Raise SourceError if all coordinates of a file are in 0 .. 1: they are shares of the image's sides."""
-    found = False
+    has_numbers = False
     for numbers in coordinates:
-        found = found or bool(numbers)
+        has_numbers = has_numbers or bool(numbers)
         if not all(isinstance(number, int | float) and 0 <= number <= 1 for number in numbers):
             return
-    if found:
+    if has_numbers:
         raise SourceError(
             f"{title}: all coordinates are in 0 .. 1, expected pixels: multiply x by the width and y by the height of "
             "the image"

@@ -126,8 +126,8 @@ class CocoMasks:
 
     def outlines(self, image: CocoImage) -> list[Outline]:
         """Encode the annotations of an image that cover pixels."""
-        found = [self.outline(image, annotation) for annotation in self.drawn.get(image.id, ())]
-        return [outline for outline in found if outline is not None]
+        outlines = [self.outline(image, annotation) for annotation in self.drawn.get(image.id, ())]
+        return [outline for outline in outlines if outline is not None]
 
     def outline(self, image: CocoImage, annotation: CocoAnnotation) -> Outline | None:
         """Encode an annotation as pycocotools' RLE; None if it covers no pixel."""

@@ -196,8 +196,8 @@ class CocoPanoptic:
             raise ImageFileError(f"{path}: found one value per pixel, expected the colors of COCO's panoptic format")
         codes = encode_color(*colors.flip(0).to(torch.int64).unbind())  # red is the lowest byte
         rows = {segment.id: segment for segment in self.segments[index]}
-        found, places = torch.unique(codes, return_inverse=True)
-        ids = [code for code in found.tolist() if code]
+        distinct, places = torch.unique(codes, return_inverse=True)
+        ids = [code for code in distinct.tolist() if code]
         if unknown := [code for code in ids if code not in rows]:
             raise ImageFileError(
                 f"{path}: found segments that {self.title} does not list: {format_list(unknown)}: use the PNG files of "
@@ -205,7 +205,7 @@ class CocoPanoptic:
             )
         kept = [code for code in ids if rows[code].category_id in self.values]
         numbers = {0: -1} | {code: number for number, code in enumerate(kept, 1)}
-        table = torch.tensor([numbers.get(code, 0) for code in found.tolist()], dtype=torch.int32)
+        table = torch.tensor([numbers.get(code, 0) for code in distinct.tolist()], dtype=torch.int32)
         crowds = frozenset(numbers[code] for code in kept if rows[code].iscrowd)
         stuff = frozenset(numbers[code] for code in kept if self.is_stuff(rows[code]))
         segments = RawSegments(

@@ -177,10 +177,10 @@ def label_names(data: Any, column: str) -> tuple[str, ...] | None:
     if target_kind(feature) != "str":
         return None
     if is_label_list(data.features[column]):
-        found = {label for labels in data[column] for label in labels or ()}
+        names = {label for labels in data[column] for label in labels or ()}
     else:
-        found = {name for name in data.unique(column) if name is not None}
-    return tuple(sorted(map(normalize_name, found)))
+        names = {name for name in data.unique(column) if name is not None}
+    return tuple(sorted(map(normalize_name, names)))
 
 
 @dataclass(frozen=True, eq=False)

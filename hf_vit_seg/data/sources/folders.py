@@ -54,18 +54,18 @@ class FoldersSource(SourceRecord):
         """
         kinds = self.target_kinds(task)
         folders = {kind: template_folder(place, kind) for kind, place in {"images": self.images, **kinds}.items()}
-        found = {
+        stems = {
             kind: find_stems(place, folders[kind], set() if STEM in place else set(folders.values()) - {folders[kind]})
             for kind, place in {"images": self.images, **kinds}.items()
         }
-        listed = read_stems(existing_file(self.stems, "stems"), *found.values()) if self.stems is not None else None
+        listed = read_stems(existing_file(self.stems, "stems"), *stems.values()) if self.stems is not None else None
         if listed is not None:
-            found = {kind: {stem: each[stem] for stem in listed if stem in each} for kind, each in found.items()}
-        pairs = [stem for stem in listed or sorted(found["images"]) if all(stem in each for each in found.values())]
+            stems = {kind: {stem: each[stem] for stem in listed if stem in each} for kind, each in stems.items()}
+        pairs = [stem for stem in listed or sorted(stems["images"]) if all(stem in each for each in stems.values())]
         if self.unpaired == "error" or not pairs:
             for kind, place in kinds.items():
-                check_pairs(self.images, found["images"], kind, place, found[kind])
-        files = {kind: [each[stem] for stem in pairs] for kind, each in found.items()}
+                check_pairs(self.images, stems["images"], kind, place, stems[kind])
+        files = {kind: [each[stem] for stem in pairs] for kind, each in stems.items()}
         if "instances" not in kinds:
             return FileSource(folders["images"], files["images"], folders["masks"], files["masks"], channels=channels)
         return InstanceMaps(
@@ -150,19 +150,19 @@ def find_stems(place: str, folder: Path | str, skip: Collection[Path | str]) -> 
     """Find the files of a folder or template by stem, relative to `folder`; the folders `skip` are excluded."""
     pattern = stem_pattern(compose(place))
     suffixes = readable_suffixes() | ({Path(place).suffix.lower()} if STEM in place else frozenset())
-    found: dict[str, str] = {}
+    stems: dict[str, str] = {}
     for path in list_files(folder, suffixes, skip):
         if match := pattern.fullmatch(compose(path)):
             stem = match["folder"] + match["stem"]
-            if stem in found:
+            if stem in stems:
                 raise SourceError(
-                    f"{place} has two files with the stem '{stem}', {found[stem]} and {path}: select one "
+                    f"{place} has two files with the stem '{stem}', {stems[stem]} and {path}: select one "
                     f"by a template such as '{folder}/{STEM}{Path(path).suffix}'"
                 )
-            found[stem] = path
-    if not found:
+            stems[stem] = path
+    if not stems:
         raise SourceError(f"{place}: found no image files (.png, .jpg, .tif, .npy ...)")
-    return found
+    return stems
 
 
 def list_files(folder: Path | str, suffixes: frozenset[str], skip: Collection[Path | str] = ()) -> Iterable[str]:
@@ -196,17 +196,17 @@ class ClassFoldersSource(SourceRecord):
 
     def open(self, task: str, channels: int = 3) -> FileSource:
         """Find the images. Raises SourceError if there are no class folders, or one has no images."""
-        found = address_classes(self.root) if isinstance(self.root, str) else folder_classes(self.root)
+        classes = address_classes(self.root) if isinstance(self.root, str) else folder_classes(self.root)
         root = self.root
-        if not found:
+        if not classes:
             raise SourceError(f"{root} has no subfolders: create one folder of images per class")
-        if empty := [name for name, files in found.items() if not files]:
+        if empty := [name for name, files in classes.items() if not files]:
             raise SourceError(
                 f"{root}: found folders without images: {format_list(empty)}; remove them, as every folder is a class"
             )
-        images = [f"{name}/{path}" for name, files in found.items() for path in files]
-        labels = [label for label, files in enumerate(found.values()) for _ in files]
-        return FileSource(root, images, root, labels, tuple(map(compose, found)), channels)
+        images = [f"{name}/{path}" for name, files in classes.items() for path in files]
+        labels = [label for label, files in enumerate(classes.values()) for _ in files]
+        return FileSource(root, images, root, labels, tuple(map(compose, classes)), channels)
 
 
 def folder_classes(root: Path) -> dict[str, list[str]]:
@@ -218,12 +218,12 @@ def folder_classes(root: Path) -> dict[str, list[str]]:
 
 def address_classes(root: str) -> dict[str, list[str]]:
     """Return the images of each class folder at an address, relative to it."""
-    found: dict[str, list[str]] = {}
+    classes: dict[str, list[str]] = {}
     for path in list_files(root, readable_suffixes()):
         folder, inside, name = path.partition("/")
         if inside:
-            found.setdefault(folder, []).append(name)
-    return dict(sorted(found.items()))
+            classes.setdefault(folder, []).append(name)
+    return dict(sorted(classes.items()))
 
 
 __all__ = ["ClassFoldersSource", "FoldersSource"]

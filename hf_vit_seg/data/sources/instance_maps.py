@@ -22,12 +22,12 @@ def number_values(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     0 remains 0, and negative values become -1.
     """
-    found, places = torch.unique(values, return_inverse=True)
-    first = int((found <= 0).sum())
+    distinct, places = torch.unique(values, return_inverse=True)
+    first = int((distinct <= 0).sum())
     numbers = (places - first + 1).to(torch.int32)
     numbers[values == 0] = 0
     numbers[values < 0] = -1
-    return numbers, found[first:]
+    return numbers, distinct[first:]
 
 
 def majority_classes(ids: torch.Tensor, count: int, classes: torch.Tensor) -> tuple[torch.Tensor, bool]:
@@ -98,7 +98,7 @@ def join_segments(
     check_instances(values, file)
     if divisor is not None:
         return segments_of_codes(values, divisor), ()
-    ids, found = number_values(values)
+    ids, numbers = number_values(values)
     if classes is None:
         return RawSegments(ids, None), ()
     if check_instances(classes, file).shape != ids.shape:
@@ -107,7 +107,7 @@ def join_segments(
             f"{file}: the instance map has {sizes[0]} pixels (height x width), its class map {sizes[1]}: use maps "
             "of the image's size"
         )
-    segments, several = segments_of_classes(ids, len(found), classes)
+    segments, several = segments_of_classes(ids, len(numbers), classes)
     return segments, (SEVERAL_CLASSES,) if several else ()
 
 

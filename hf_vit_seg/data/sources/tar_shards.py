@@ -77,19 +77,21 @@ class WebDatasetSource(SourceRecord):
         required = set(extensions)
         if task == "instance" and not any("mask" in members for *_, members in listed):
             required.discard("mask")  # one class needs no mask
-        found = [each for each in listed if required <= each[2].keys()]
-        if not found or (self.unpaired == "error" and len(found) < len(listed)):
+        complete = [each for each in listed if required <= each[2].keys()]
+        if not complete or (self.unpaired == "error" and len(complete) < len(listed)):
             raise SourceError(describe_unpaired(paths, listed, {kind: extensions[kind] for kind in required}))
         targets, names = None, None
         if task == "classification":
-            targets, names = self.encode([read_label(members["label"], paths[number]) for number, _, members in found])
+            targets, names = self.encode(
+                [read_label(members["label"], paths[number]) for number, _, members in complete]
+            )
         kinds = [kind for kind in extensions if kind in required - {"label"}]
         return TarSource(
             tuple(paths),
-            [key for _, key, _ in found],
-            np.array([number for number, _, _ in found], np.int32),
-            {kind: [members[kind].name for *_, members in found] for kind in kinds},
-            {kind: np.array([members[kind][1:3] for *_, members in found], np.int64) for kind in kinds},
+            [key for _, key, _ in complete],
+            np.array([number for number, _, _ in complete], np.int32),
+            {kind: [members[kind].name for *_, members in complete] for kind in kinds},
+            {kind: np.array([members[kind][1:3] for *_, members in complete], np.int64) for kind in kinds},
             targets,
             names,
             self.label_divisor,
@@ -155,13 +157,13 @@ def brace_choices(text: str) -> Iterator[str]:
 
 def find_tar_files(urls: Sequence[str]) -> list[str]:
     """Return the tar files of paths, addresses and patterns, each once. Raises SourceError."""
-    found: dict[str, None] = {}
+    paths: dict[str, None] = {}
     for given in (text for url in urls for text in expand_braces(url)):
         matches = match_address(given) if is_address(given) else match_path(given)
         if not matches:
             raise SourceError(f"urls: {given} matches no files (relative paths start from {Path.cwd()})")
-        found |= dict.fromkeys(matches)
-    return list(found)
+        paths |= dict.fromkeys(matches)
+    return list(paths)
 
 
 def match_path(given: str) -> list[str]:
@@ -187,7 +189,7 @@ def list_samples(path: str, extensions: Mapping[str, Sequence[str]]) -> dict[str
     """Return the members of each sample of a tar file, by kind. Raises SourceError."""
     ranks = {kind: {each: rank for rank, each in enumerate(known)} for kind, known in extensions.items()}
     labels = ranks.get("label", {})
-    found: dict[str, dict[str, Member]] = {}
+    samples: dict[str, dict[str, Member]] = {}
     best: dict[tuple[str, str], int] = {}
     try:
         for member in list_members(path, lambda name: member_extension(name) in labels):
@@ -202,10 +204,10 @@ def list_samples(path: str, extensions: Mapping[str, Sequence[str]]) -> dict[str
                     raise SourceError(f"{path} has two files {member.name}: names must be unique in a tar file")
                 if before is None or rank < before:
                     best[match["key"], kind] = rank
-                    found.setdefault(match["key"], {})[kind] = member
+                    samples.setdefault(match["key"], {})[kind] = member
     except (ImageFileError, ConnectionLost, StorageError) as error:
         raise SourceError(str(error)) from error
-    return found
+    return samples
 
 
 def member_extension(name: str) -> str:

@@ -66,12 +66,12 @@ def list_address(filesystem: Any, path: str) -> dict[str, int]:
     The path is that of a file, a folder, or a glob pattern.
     """
     if has_magic(path.partition("?")[0]) and "://" not in path:
-        found = filesystem.glob(path, detail=True)
+        entries = filesystem.glob(path, detail=True)
     elif "://" in path or filesystem.isfile(path):  # web servers have no folders
-        found = {path: filesystem.info(path)}
+        entries = {path: filesystem.info(path)}
     else:
-        found = filesystem.find(path, detail=True)
-    kept = {name: info for name, info in sorted(found.items()) if info.get("type", "file") == "file"}
+        entries = filesystem.find(path, detail=True)
+    kept = {name: info for name, info in sorted(entries.items()) if info.get("type", "file") == "file"}
     hidden = {name for name in kept if "/." in name.removeprefix(path)}
     return {
         name: UNKNOWN if info.get("size") is None else int(info["size"])
@@ -89,10 +89,10 @@ def files_below_address(folder: str, suffixes: Collection[str], skip: Collection
     if "://" in path:
         raise StorageError(f"{folder}: a web server does not list its files: use a list of files (kind: list)")
     try:
-        found = list_address(filesystem, path)
+        sizes = list_address(filesystem, path)
     except Exception as error:  # network and access errors; each file system has its own classes
         raise StorageError(f"{folder} cannot be listed: {error_sentence(error)}") from error
-    inside = [name.removeprefix(path).lstrip("/") for name in found]
+    inside = [name.removeprefix(path).lstrip("/") for name in sizes]
     skipped = tuple(f"{each.rstrip('/')}/" for each in skip)
     return [
         name

@@ -65,8 +65,8 @@ def current_areas() -> SegmentAreas | None:
 
 def rescale_areas(factor: float) -> None:
     """Multiply the areas of the segments of the sample that is transformed, if any, by the factor of a resize."""
-    if (found := current_areas()) is not None:
-        found.areas = found.areas * factor
+    if (areas := current_areas()) is not None:
+        areas.areas = areas.areas * factor
 
 
 __all__ = ["MIN_AREA", "MIN_SHARE", "SegmentAreas", "current_areas", "rescale_areas", "use_areas"]

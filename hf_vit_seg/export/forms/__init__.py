@@ -52,15 +52,15 @@ def load_forms(reference: str) -> tuple[ExportForm, ...]:
 @cache
 def export_forms() -> tuple[ExportForm, ...]:
     """Return the forms of all installed architectures; a table that fails to import is logged and skipped."""
-    found: dict[str, tuple[ExportForm, ...]] = {}
+    by_reference: dict[str, tuple[ExportForm, ...]] = {}
     for architecture in architectures().values():
         for reference in architecture.forms:
             try:
-                found[reference] = load_forms(reference)
+                by_reference[reference] = load_forms(reference)
             except Exception as error:  # third-party code may raise anything
                 reason = f"{type(error).__name__}: {error}"
                 logger.warning("forms '%s' of architecture '%s' are skipped: %s", reference, architecture.name, reason)
-    return tuple(form for forms in found.values() for form in forms)
+    return tuple(form for forms in by_reference.values() for form in forms)
 
 
 @torch.no_grad()

@@ -127,17 +127,17 @@ def open_folder(folder: str, column: str, skip: Path | None) -> Iterator[tuple[S
 
 def list_folder(folder: str, containers: list[str], skip: tuple[Path, ...]) -> Iterator[Entry]:
     """Yield the images below a folder; paths of tar and Parquet files are added to `containers`."""
-    found, start = False, len(os.path.join(folder, ""))
+    has_images, start = False, len(os.path.join(folder, ""))
     for parent, names in walk_files(Path(folder), readable_suffixes() | {TAR, PARQUET}, skip):
         inside = parent[start:].replace(os.sep, "/")
         for name in names:
             path = f"{inside}/{name}" if inside else name
-            found = True
+            has_images = True
             if path.lower().endswith((TAR, PARQUET)):
                 containers.append(path)
                 continue
             yield Entry(path, 0, file_size(f"{parent}/{name}"), path)
-    if not found:
+    if not has_images:
         raise ImageFileError(f"{folder} contains no images")
 
 
@@ -208,13 +208,13 @@ def open_container(path: str, column: str, place: str | None = None) -> tuple[So
 
 def list_tar(path: str, folder: str) -> Iterator[Entry]:
     """Yield the images of a tar file, by their headers; label maps written by this package are left out."""
-    known, found = readable_suffixes(), False
+    known, has_images = readable_suffixes(), False
     for member in list_members(path):
         if PurePosixPath(member.name).suffix.lower() in known and not LABELS.search(member.name):
-            found = True
+            has_images = True
             inside = str(PurePosixPath("/", member.name)).lstrip("/").replace("../", "")
             yield Entry(member.name, member.offset, member.size, f"{folder}/{inside}")
-    if not found:
+    if not has_images:
         raise ImageFileError(f"{path} contains no images")
 
 

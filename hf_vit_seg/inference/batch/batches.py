@@ -25,11 +25,11 @@ class BatchWindow(Generic[Item]):
         self.count += 1
         self.started.setdefault(size, self.count)
         self.groups.setdefault(size, []).append(item)
-        found = [self.take(size)] if len(self.groups[size]) == self.batch else []
+        batches = [self.take(size)] if len(self.groups[size]) == self.batch else []
         oldest = next(iter(self.groups), None)
         if oldest is not None and self.count - self.started[oldest] >= self.window:
-            found.append(self.take(oldest))
-        return found
+            batches.append(self.take(oldest))
+        return batches
 
     def take(self, size: Hashable) -> list[Item]:
         """Remove and return a group."""

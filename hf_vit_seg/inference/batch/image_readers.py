@@ -126,8 +126,8 @@ class DatasetReader:
         """Return the file in a cell."""
         with self.lock:
             indexed = hasattr(self.data, "__len__")
-            found = self.data[row.offset] if indexed else read_remote(name, lambda: self.advance(row.offset))
-        return cell_file(found[self.column], name, "")
+            value = self.data[row.offset] if indexed else read_remote(name, lambda: self.advance(row.offset))
+        return cell_file(value[self.column], name, "")
 
     def advance(self, index: int) -> Any:
         """Read the stream up to a row; rows that threads request out of order are kept for a while."""
@@ -144,14 +144,14 @@ class DatasetReader:
                 if self.next >= index - KEPT_ROWS:
                     self.ahead[self.next] = row
                 self.next += 1
-            found = next(self.rows)
+            value = next(self.rows)
         except StopIteration:
             raise ImageFileError(f"row {index}: the dataset has fewer rows than when the run was planned") from None
         except BaseException:
             self.next = -1
             raise
         self.next += 1
-        return found
+        return value
 
 
 READERS: dict[str, Callable[[Source], Reader]] = {

@@ -145,8 +145,8 @@ def plan(
     same manifest. Raises InputError or ImageFileError.
     """
     listing = Listing()
-    found = find_sources(settings.inputs, settings.column, storage.folder)
-    for source, entries in found:
+    sources = find_sources(settings.inputs, settings.column, storage.folder)
+    for source, entries in sources:
         listing.add(source, entries, note)
     if not listing.count:
         raise InputError("the inputs contain no images")
@@ -292,14 +292,14 @@ def read_manifest(storage: Storage) -> Manifest | None:
     if content is None:
         return None
     try:
-        found = json.loads(content)
-        settings = found["settings"] | {"inputs": tuple(found["settings"]["inputs"])}
-        sources = tuple(Source(**source) for source in found["sources"])
-        if found["version"] != VERSION:
+        fields = json.loads(content)
+        settings = fields["settings"] | {"inputs": tuple(fields["settings"]["inputs"])}
+        sources = tuple(Source(**source) for source in fields["sources"])
+        if fields["version"] != VERSION:
             raise ManifestError(
-                f"{storage.root}/{HEADER} has version {found['version']}, expected {VERSION}: use a new --out"
+                f"{storage.root}/{HEADER} has version {fields['version']}, expected {VERSION}: use a new --out"
             )
-        return Manifest(RunSettings(**settings), sources, tuple(found["bounds"]), found["packages"], storage)
+        return Manifest(RunSettings(**settings), sources, tuple(fields["bounds"]), fields["packages"], storage)
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, HfVitSegError):
             raise
@@ -342,10 +342,10 @@ def changed_files(manifest: Manifest) -> Iterator[str]:
 
     def has_changed(path: str, size: int) -> bool:
         try:
-            found = os.stat(path)
+            status = os.stat(path)
         except OSError:
             return False  # removed: its results are still those of the image
-        return size not in (UNKNOWN, found.st_size) or (planned is not None and found.st_mtime_ns > planned)
+        return size not in (UNKNOWN, status.st_size) or (planned is not None and status.st_mtime_ns > planned)
 
     local = [source.kind != "dataset" and not is_address(source.root) for source in manifest.sources]
     files = [source.kind == "files" and is_local for source, is_local in zip(manifest.sources, local, strict=True)]

@@ -103,15 +103,15 @@ class Preparer:
         except HfVitSegError as error:
             return failure(name, error)
         if self.processes is None:
-            found = self.preparation(encoded, name)
+            prepared = self.preparation(encoded, name)
         else:
             try:
-                found = self.processes.submit(prepare_in_process, encoded, name).result()
+                prepared = self.processes.submit(prepare_in_process, encoded, name).result()
             except BrokenExecutor as error:
                 raise DecoderError(
                     "a process that decodes images was killed, possibly for lack of memory: run the same command again"
                 ) from error
-        return found if isinstance(found, Failure) else Prepared(*found, encoded)
+        return prepared if isinstance(prepared, Failure) else Prepared(*prepared, encoded)
 
     def rows(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Prepared | Failure]]:
         """Iterate over preprocessed rows."""

@@ -38,8 +38,8 @@ class ShardCounts:
 
     def take(self) -> dict[int, int]:
         """Return the shards whose count has changed since the last call."""
-        found, self.done = self.done, {}
-        return found
+        changed, self.done = self.done, {}
+        return changed
 
 
 class ProgressRelay:
@@ -165,10 +165,10 @@ def connect(ray: Any, address: str | None) -> None:
 
 def read_row(text: str) -> ShardStatus:
     """Read a status record that an actor returned. Raises RayError for a shard that was refused."""
-    found = json.loads(text)
-    if REFUSED in found:
-        raise RayError(found[REFUSED])
-    return ShardStatus(**found | {"failures": tuple(Failure(**each) for each in found["failures"])})
+    fields = json.loads(text)
+    if REFUSED in fields:
+        raise RayError(fields[REFUSED])
+    return ShardStatus(**fields | {"failures": tuple(Failure(**each) for each in fields["failures"])})
 
 
 __all__ = ["RayError", "run_ray"]

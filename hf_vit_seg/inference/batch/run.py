@@ -173,13 +173,13 @@ def lock_output(run: BatchRun, storage: Storage) -> Iterator[None]:
 def open_manifest(run: BatchRun, storage: Storage, planned: Callable[[int], Any]) -> Manifest:
     """Read the manifest of a run, or plan the run; rank 0 writes it."""
     with first_process(run):
-        found = None if run.overwrite and not run.rank else read_manifest(storage)
-        if found is not None:
-            check_settings(found, run_settings(run, found))
+        manifest = None if run.overwrite and not run.rank else read_manifest(storage)
+        if manifest is not None:
+            check_settings(manifest, run_settings(run, manifest))
             if not run.rank:
-                check_inputs(found)
-                warn_if_versions_changed(found)
-            return found
+                check_inputs(manifest)
+                warn_if_versions_changed(manifest)
+            return manifest
         if run.overwrite and not run.rank:
             check_format(run, storage)
             remove_status(storage)
@@ -202,13 +202,13 @@ def warn_if_versions_changed(manifest: Manifest) -> None:
 def check_format(run: BatchRun, storage: Storage) -> None:
     """Raise RunError if the results to replace have another format, whose files would be left."""
     try:
-        found = read_manifest(storage)
+        manifest = read_manifest(storage)
     except ManifestError:
         return
-    if found is not None and found.settings.format != run.format:
+    if manifest is not None and manifest.settings.format != run.format:
         raise RunError(
-            f"{run.out} has results in the format {found.settings.format}, not {run.format}: choose another --out, or "
-            "remove the folder"
+            f"{run.out} has results in the format {manifest.settings.format}, not {run.format}: choose another --out, "
+            "or remove the folder"
         )
 
 
@@ -234,13 +234,13 @@ def is_local(model: str) -> bool:
     return Path(model).expanduser().exists()
 
 
-def run_settings(run: BatchRun, found: Manifest | None = None) -> RunSettings:
+def run_settings(run: BatchRun, manifest: Manifest | None = None) -> RunSettings:
     """Return the settings that affect results; a model of the Hub keeps the revision of a manifest that was `found`."""
     model, options = run.options.model, asdict(run.options)
     del options["model"], options["device"]
     options |= {"coordinates": run.options.coordinates.value, "boxes": None}
     options |= {"protocol": run.options.protocol.model_dump(mode="json")}
-    digest = model_digest(model) if found is None or is_local(model) else found.settings.model_digest
+    digest = model_digest(model) if manifest is None or is_local(model) else manifest.settings.model_digest
     return RunSettings(model, digest, run.inputs, options, run.format, run.column, run.shards, run.reports)
 
 

@@ -79,10 +79,10 @@ def read_status(manifest: Manifest, index: int) -> ShardStatus | None:
     content = manifest.storage.read(status_name(index))
     if content is None:
         return None
-    found = json.loads(content)
-    if found.pop("run") != manifest.fingerprint:
+    fields = json.loads(content)
+    if fields.pop("run") != manifest.fingerprint:
         return None
-    return ShardStatus(**found | {"failures": tuple(Failure(**each) for each in found["failures"])})
+    return ShardStatus(**fields | {"failures": tuple(Failure(**each) for each in fields["failures"])})
 
 
 def write_status(manifest: Manifest, status: ShardStatus) -> None:
@@ -189,11 +189,11 @@ class Pipeline:
         self.done = len(rows) - len(pending)
         self.order.extend(pending)
         window = BatchWindow[tuple[Row, Prepared]](self.work.batch_size)
-        for row, found in self.preparer.rows(pending):
-            if isinstance(found, Failure):
-                self.results[row.index] = found
+        for row, prepared in self.preparer.rows(pending):
+            if isinstance(prepared, Failure):
+                self.results[row.index] = prepared
             else:
-                for batch in window.add(self.batch_key(found), (row, found)):
+                for batch in window.add(self.batch_key(prepared), (row, prepared)):
                     self.segment(batch)
             self.add_results(self.work.batch_size + self.work.writers)
         for batch in window.rest():
@@ -211,17 +211,17 @@ class Pipeline:
         self.output.finish() if status.complete else self.output.discard()
         return status
 
-    def batch_key(self, found: Prepared) -> tuple[Any, ...]:
+    def batch_key(self, prepared: Prepared) -> tuple[Any, ...]:
         """Return the sizes that must be equal in a batch: those of the views and, with windows, of the image."""
-        size = None if self.segmenter.protocol.window is None else found.image.size
-        return size, view_sizes(found.image)
+        size = None if self.segmenter.protocol.window is None else prepared.image.size
+        return size, view_sizes(prepared.image)
 
     def segment(self, batch: Sequence[tuple[Row, Prepared]]) -> None:
         """Segment a batch and start to write its results; one that fails is divided, so that only one image fails."""
         images = [prepared.image for _, prepared in batch]
         start = time.perf_counter()
         try:
-            found = self.segmenter.segment_batch(images, self.selection)
+            segmentations = self.segmenter.segment_batch(images, self.selection)
         except Exception as error:
             self.model_seconds += time.perf_counter() - start
             if len(batch) > 1:
@@ -232,7 +232,7 @@ class Pipeline:
                 self.results[batch[0][0].index] = self.model_failure(batch[0][0], error)
             return
         self.model_seconds += time.perf_counter() - start
-        for (row, prepared), segmentation in zip(batch, found, strict=True):
+        for (row, prepared), segmentation in zip(batch, segmentations, strict=True):
             self.results[row.index] = self.writers.submit(self.write, row, prepared, segmentation)
 
     def model_failure(self, row: Row, error: Exception) -> Failure:
@@ -257,24 +257,24 @@ class Pipeline:
     def add_results(self, max_pending: int) -> None:
         """Add results to the output in the order of the rows; wait until at most `max_pending` are being written."""
         while self.order and self.order[0].index in self.results:
-            found = self.results[self.order[0].index]
-            if isinstance(found, Future) and not found.done() and len(self.results) <= max_pending:
+            result = self.results[self.order[0].index]
+            if isinstance(result, Future) and not result.done() and len(self.results) <= max_pending:
                 return
             row = self.order.popleft()
             del self.results[row.index]
-            self.add(row, found)
+            self.add(row, result)
 
-    def add(self, row: Row, found: "Future[Any] | Failure") -> None:
+    def add(self, row: Row, result: "Future[Any] | Failure") -> None:
         """Add the results of an image, or its failure."""
-        if isinstance(found, Future):
+        if isinstance(result, Future):
             try:
-                self.output.add(found.result())
+                self.output.add(result.result())
             except Exception as error:
                 if isinstance(error, WriteError) and getattr(error.__cause__, "errno", None) not in PER_IMAGE_ERRNOS:
                     raise
-                found = failure(self.manifest.locate(row), error)
-        if isinstance(found, Failure):
-            self.failures.append(found)
+                result = failure(self.manifest.locate(row), error)
+        if isinstance(result, Failure):
+            self.failures.append(result)
         self.done += 1
         self.note(self.done)
 

@@ -117,13 +117,13 @@ class Storage:
         try:
             with self.read_errors(folder):
                 if self.folder is not None:
-                    found = os.listdir(place)
+                    names = os.listdir(place)
                 else:
                     self.remote[0].invalidate_cache()
-                    found = [PurePosixPath(each).name for each in self.remote[0].ls(place, detail=False)]
+                    names = [PurePosixPath(each).name for each in self.remote[0].ls(place, detail=False)]
         except FileNotFoundError:
             return []
-        return sorted(name for name in found if not name.startswith("."))
+        return sorted(name for name in names if not name.startswith("."))
 
     def remove(self, name: str) -> None:
         """Remove a file, if it exists. Raises StorageError."""

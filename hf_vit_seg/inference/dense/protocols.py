@@ -66,10 +66,10 @@ SIZE_HINT = "processor, own, 512 (shortest edge), 512,2048 (shortest and longest
 def pair(value: Any) -> Any:
     """Parse a pair from one integer, or from text such as 512 or 512x1024."""
     if isinstance(value, str):
-        found = WINDOW_TEXT.fullmatch(value)
-        if found is None:
+        match = WINDOW_TEXT.fullmatch(value)
+        if match is None:
             raise HfVitSegError(f"found '{value}', expected 512 or 512x1024 (height x width)")
-        return int(found[1]), int(found[2] or found[1])
+        return int(match[1]), int(match[2] or match[1])
     return (value, value) if isinstance(value, int) else value
 
 
@@ -79,13 +79,13 @@ def size_rule(value: Any) -> Any:
         return value
     if isinstance(value, Mapping):
         return read_record(Sides if "height" in value or "width" in value else Edges, value)
-    found = SIZE_TEXT.fullmatch(str(value))
-    if found is None:
+    match = SIZE_TEXT.fullmatch(str(value))
+    if match is None:
         near = suggestion(value, ("processor", "own"))
         raise HfVitSegError(f"found {value!r}, expected {SIZE_HINT}{near}")
-    if found[3]:
-        return read_record(Sides, {"height": int(found[3]), "width": int(found[4])})
-    return read_record(Edges, {"shortest_edge": int(found[1]), "longest_edge": int(found[2]) if found[2] else None})
+    if match[3]:
+        return read_record(Sides, {"height": int(match[3]), "width": int(match[4])})
+    return read_record(Edges, {"shortest_edge": int(match[1]), "longest_edge": int(match[2]) if match[2] else None})
 
 
 Pair = Annotated[tuple[Count, Count], BeforeValidator(pair)]

@@ -44,13 +44,13 @@ def cut_polygon(rings: list[np.ndarray]) -> list[list[np.ndarray]]:
     chains = [chain for ring in rings for chain in cut_ring(ring)]
     if all(chain.closed for chain in chains):
         return [[chain.points for chain in chains]]
-    found = list[list[np.ndarray]]()
+    polygons = list[list[np.ndarray]]()
     # Without a pole, the turns are separate polygons (of an image wider than the Earth, they overlap).
     for group in [chains] if around_pole else [[c for c in chains if c.turn == turn] for turn in unique_turns(chains)]:
         outer = [[ring] for ring in join_chains([chain.points for chain in group if not chain.closed])]
         place_holes(outer, [chain.points for chain in group if chain.closed])
-        found += outer
-    return found
+        polygons += outer
+    return polygons
 
 
 def unique_turns(chains: list[Chain]) -> list[int]:

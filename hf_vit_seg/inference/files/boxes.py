@@ -69,8 +69,8 @@ class Boxes:
         """Return the id of an image, found by the longest matching end of its path; None if there is no match."""
         parts = PurePath(normalize_name(image.path.as_posix())).parts
         for start in range(len(parts)):
-            if (found := self.images.get("/".join(parts[start:]))) is not None:
-                return found
+            if (image_id := self.images.get("/".join(parts[start:]))) is not None:
+                return image_id
         named = [number for name, number in self.images.items() if PurePath(name).name == parts[-1]]
         if len(named) == 1:
             return named[0]

@@ -57,16 +57,16 @@ def load_image(model: Classifier | PoseEstimator, job: Job, options: PredictOpti
     return LoadedImage(pixels, shown, milliseconds_since(start))
 
 
-def report(model: Classifier | PoseEstimator, job: Job, found: ImageOutput, options: PredictOptions) -> dict[str, Any]:
+def report(model: Classifier | PoseEstimator, job: Job, output: ImageOutput, options: PredictOptions) -> dict[str, Any]:
     """Return the part of a report that all tasks share; timings are in milliseconds."""
     return {
         "image": str(job.image.path),
-        "height": found.image.pixels.shape[1],
-        "width": found.image.pixels.shape[2],
+        "height": output.image.pixels.shape[1],
+        "width": output.image.pixels.shape[2],
         "model": options.model,
         "device": str(model.device),
         "dtype": str(model.model.dtype).removeprefix("torch."),
-        "timings_ms": {"read": round(found.image.milliseconds, 2), "model": round(found.milliseconds, 2)},
+        "timings_ms": {"read": round(output.image.milliseconds, 2), "model": round(output.milliseconds, 2)},
     }
 
 
@@ -80,10 +80,10 @@ def classify(classifier: Classifier, jobs: Sequence[Job], options: PredictOption
         check_outputs(probabilities, image.pixels)
         return ImageOutput(image, probabilities, milliseconds_since(start))
 
-    def write(job: Job, found: ImageOutput) -> Outcome:
-        order = found.output.argsort(descending=True, stable=True)[:count].tolist()
-        classes = [{"id": k, "name": names[k], "score": round(float(found.output[k]), 6)} for k in order]
-        return write_results(job, {}, report(classifier, job, found, options) | {"top_classes": classes})
+    def write(job: Job, output: ImageOutput) -> Outcome:
+        order = output.output.argsort(descending=True, stable=True)[:count].tolist()
+        classes = [{"id": k, "name": names[k], "score": round(float(output.output[k]), 6)} for k in order]
+        return write_results(job, {}, report(classifier, job, output, options) | {"top_classes": classes})
 
     return run_jobs(jobs, lambda job: load_image(classifier, job, options), compute, write)
 
@@ -112,16 +112,16 @@ def estimate_poses(estimator: PoseEstimator, jobs: Sequence[Job], options: Predi
         check_outputs(keypoints, image.pixels)
         return ImageOutput(image, keypoints, milliseconds_since(start), persons)
 
-    def write(job: Job, found: ImageOutput) -> Outcome:
-        content = report(estimator, job, found, options) | {
+    def write(job: Job, output: ImageOutput) -> Outcome:
+        content = report(estimator, job, output, options) | {
             "image_id": None if boxes is None else boxes.image_id(job.image),
             "category_id": 1 if boxes is None else boxes.category,
             "keypoint_names": estimator.names,
-            "persons": person_rows(found),
+            "persons": person_rows(output),
         }
         savers: dict[str, Callable[[Path], Any]] = {}
         if options.overlay:
-            savers[OVERLAY] = lambda path: save_overlay(draw_persons(found, skeleton), path)
+            savers[OVERLAY] = lambda path: save_overlay(draw_persons(output, skeleton), path)
         return write_results(job, savers, content)
 
     return run_jobs(jobs, load, compute, write)
@@ -132,7 +132,7 @@ def find_persons(boxes: Boxes | None, job: Job, height: int, width: int) -> list
     return [PersonBox((0, 0, width, height))] if boxes is None else boxes.find(job.image, height, width)
 
 
-def person_rows(found: ImageOutput) -> list[dict[str, Any]]:
+def person_rows(output: ImageOutput) -> list[dict[str, Any]]:
     """Convert persons for JSON; the score is the mean of the keypoints' scores times that of the detection."""
     return [
         {
@@ -140,15 +140,15 @@ def person_rows(found: ImageOutput) -> list[dict[str, Any]]:
             "score": round(float(points[:, 2].mean()) * person.score, 6),
             "keypoints": [[round(value, 3) for value in point] for point in points.tolist()],
         }
-        for person, points in zip(found.persons, found.output, strict=True)
+        for person, points in zip(output.persons, output.output, strict=True)
     ]
 
 
-def draw_persons(found: ImageOutput, skeleton: Skeleton) -> Image.Image:
+def draw_persons(output: ImageOutput, skeleton: Skeleton) -> Image.Image:
     """Draw the keypoints of all persons on the image."""
-    people = np.asarray(found.output, dtype=float)
+    people = np.asarray(output.output, dtype=float)
     return draw_skeletons(
-        found.image.shown, people, people[..., 2] >= MIN_SCORE, (1.0, 1.0), skeleton, show_uncertain=True
+        output.image.shown, people, people[..., 2] >= MIN_SCORE, (1.0, 1.0), skeleton, show_uncertain=True
     )
 
 

@@ -90,12 +90,12 @@ class MapCoordinates:
         from rasterio.warp import transform
 
         try:
-            found = np.stack(transform(self.crs, WGS84, points[:, 0], points[:, 1])[:2], axis=1)
+            degrees = np.stack(transform(self.crs, WGS84, points[:, 0], points[:, 1])[:2], axis=1)
         except Exception as error:  # GDAL raises CPLE_BaseError, which is not public
             raise self.domain_error(error_sentence(error)) from error
-        if not np.isfinite(found).all():
+        if not np.isfinite(degrees).all():
             raise self.domain_error("some are infinite")
-        return found
+        return degrees
 
     def domain_error(self, reason: str) -> HfVitSegError:
         """Return the error for points without longitude and latitude."""
@@ -127,13 +127,13 @@ class MapCoordinates:
 
     def add_corners(self, ring: np.ndarray) -> np.ndarray:
         """Add corners to a ring (c, 2) in pixels, so that straight lines between them follow its curves in degrees."""
-        found = add_corners(ring, self.step)
+        ring_with_corners = add_corners(ring, self.step)
         if self.kind is PolygonCoordinates.wgs84 and self.step > 1:
-            longitude, latitude = self.to_degrees(self.to_crs(found)).T
+            longitude, latitude = self.to_degrees(self.to_crs(ring_with_corners)).T
             change = np.abs(np.diff(longitude, append=longitude[0]))
             if (np.minimum(change, 360 - change)[np.abs(latitude) > POLAR] > MAX_LONGITUDE_STEP).any():
                 return add_corners(ring, 1)
-        return found
+        return ring_with_corners
 
     def to_polygons(self, rings: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         """Return the parts in degrees of a polygon in pixels, cut at the antimeridian (RFC 7946, section 3.1.9)."""
@@ -176,9 +176,9 @@ def map_coordinates(
     if crs is None or transform is None or not (crs.is_projected or crs.is_geographic):
         return None
     step = max(1, min(STEP, *(side // STEPS for side in size)))
-    found = MapCoordinates(path, crs, transform, kind, step)
-    found.check(size)
-    return found
+    coordinates = MapCoordinates(path, crs, transform, kind, step)
+    coordinates.check(size)
+    return coordinates
 
 
 def read_tags(tags: GeoTags) -> tuple[Any, Any]:

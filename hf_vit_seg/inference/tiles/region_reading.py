@@ -208,8 +208,8 @@ def integer_converter(array: np.ndarray, channels: int, path: Path) -> Callable[
         return lambda numbers: numbers
     own = torch.from_numpy(np.zeros(0, kind.newbyteorder("="))).dtype
     with raise_image_errors(path):
-        found = narrowest_type(own, len(array), *limits(array))
-    narrow = torch.zeros(0, dtype=found).numpy().dtype
+        narrowest = narrowest_type(own, len(array), *limits(array))
+    narrow = torch.zeros(0, dtype=narrowest).numpy().dtype
     return lambda numbers: numbers.astype(narrow)
 
 

@@ -109,13 +109,13 @@ class StoredSegments:
         """Read a region, (S, n, m)."""
         page = self.pages[0]
         samples, shape = page.samplesperpixel, (rows.stop - rows.start, columns.stop - columns.start)
-        found = np.empty((len(self.pages), samples, *shape), page.dtype)
+        pixels = np.empty((len(self.pages), samples, *shape), page.dtype)
         for i in range(len(self.pages)):
             for sample in range(samples if self.planar else 1):
-                out = found[i, sample : sample + 1] if self.planar else found[i]
+                out = pixels[i, sample : sample + 1] if self.planar else pixels[i]
                 for index, top, left in self.segments_in(rows, columns, sample):
                     copy_overlap(self.get_segment(i, index), (top, left), out, (rows.start, columns.start))
-        return found.reshape(-1, *shape)
+        return pixels.reshape(-1, *shape)
 
     def segments_in(self, rows: slice, columns: slice, sample: int) -> Iterator[tuple[int, int, int]]:
         """Yield the index, first row and first column of each tile or strip that overlaps a region (of one sample if

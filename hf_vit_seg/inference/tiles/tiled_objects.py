@@ -55,7 +55,7 @@ class WindowRecord:
     def add(self, objects: Sequence[FoundObject]) -> None:
         """Append the objects of the next window."""
         with write_errors(self.folder):
-            self.file.write(json.dumps([object_to_json(found) for found in objects]) + "\n")
+            self.file.write(json.dumps([object_to_json(instance) for instance in objects]) + "\n")
 
     def close(self) -> None:
         """Close the record and keep the folder for a later run."""
@@ -67,9 +67,9 @@ class WindowRecord:
         shutil.rmtree(self.folder)
 
 
-def object_to_json(found: FoundObject) -> dict[str, Any]:
+def object_to_json(instance: FoundObject) -> dict[str, Any]:
     """Convert an object for JSON; the bits of its mask are base64."""
-    return asdict(found) | {"bits": b64encode(found.bits).decode("ascii")}
+    return asdict(instance) | {"bits": b64encode(instance.bits).decode("ascii")}
 
 
 def object_from_json(entry: Mapping[str, Any]) -> FoundObject:
@@ -102,13 +102,13 @@ def predict_tiled_objects(segmenter: InstanceSegmenter, job: Job, options: Predi
         for done in segmenter.find_in_windows(image.read, stitcher, record.known, record.add):
             if done >= resumed:
                 yield Progress(done, total, resumed, options.uses_pixels(coordinates))
-        found = segmenter.result(stitcher)
-        savers = object_savers(found, job, options, image.georeference, coordinates)
+        segments = segmenter.result(stitcher)
+        savers = object_savers(segments, job, options, image.georeference, coordinates)
         if options.overlay:
-            picture, numbers = overview(image, InstanceRaster(found))
+            picture, numbers = overview(image, InstanceRaster(segments))
             overlay = draw_numbers(picture, numbers.astype(np.int64), None, options.opacity, None)
             savers[OVERLAY] = partial(save_overlay, overlay)
-        content = object_report(segmenter, job, found, options, coordinates)
+        content = object_report(segmenter, job, segments, options, coordinates)
         content |= {"windows": total, "resumed": resumed, "seconds": round(time.perf_counter() - start, 2)}
         savers[REPORT] = lambda path: path.write_text(json_text(content, indent=2), encoding="utf-8")
         write_files({job.result(suffix): save for suffix, save in savers.items()})

@@ -122,11 +122,11 @@ def weights_mtimes(model: str) -> list[int]:
 def kinds(segmenter: Segmenter, options: PredictOptions) -> dict[str, Any]:
     """Return the maps to compute and their dtypes."""
     labels = np.uint8 if nodata_label(len(segmenter.names)) == 255 else np.uint16
-    found: dict[str, Any] = {"labels": labels}
-    found |= {name: np.uint8 for name in ("scores", "entropy") if getattr(options, name)}
+    dtypes: dict[str, Any] = {"labels": labels}
+    dtypes |= {name: np.uint8 for name in ("scores", "entropy") if getattr(options, name)}
     for i in range(options.top_k):
-        found |= {f"top_classes.{i}": labels, f"top_scores.{i}": np.float16}
-    return found
+        dtypes |= {f"top_classes.{i}": labels, f"top_scores.{i}": np.float16}
+    return dtypes
 
 
 def write_tile(planes: Mapping[str, Plane], tile: Tile, maps: PixelMaps, missing: np.ndarray | None) -> None:
@@ -136,11 +136,11 @@ def write_tile(planes: Mapping[str, Plane], tile: Tile, maps: PixelMaps, missing
     """
     for name, plane in planes.items():
         kind, _, number = name.partition(".")
-        found: torch.Tensor | None = getattr(maps, kind)
-        if found is None:  # no top classes, since all pixels are nodata
+        computed: torch.Tensor | None = getattr(maps, kind)
+        if computed is None:  # no top classes, since all pixels are nodata
             pixels = np.zeros(tile.size, plane.dtype)
         else:
-            values = found[0, int(number)] if number else found[0]
+            values = computed[0, int(number)] if number else computed[0]
             if values.is_floating_point() and plane.dtype == np.uint8:
                 values = (values * 255 + 0.5).to(torch.uint8)
             pixels = values.cpu().numpy().astype(plane.dtype)

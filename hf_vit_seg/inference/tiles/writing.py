@@ -48,11 +48,11 @@ class Plane:
 
     def columns(self, first: int, stop: int) -> np.ndarray:
         """Read columns first .. stop - 1, (H, m)."""
-        found = np.empty((self.shape[0], stop - first), self.dtype)
-        for row, line in enumerate(found):
+        pixels = np.empty((self.shape[0], stop - first), self.dtype)
+        for row, line in enumerate(pixels):
             self.file.seek((row * self.shape[1] + first) * self.dtype.itemsize)
             line[:] = np.frombuffer(self.file.read(line.nbytes), self.dtype)
-        return found
+        return pixels
 
     def close(self) -> None:
         """Close the file."""

@@ -109,9 +109,9 @@ class ObjectTally(Tally):
         """Count objects and their pixels."""
         super().add(result)
         self.size = result.size
-        labels = np.array([found.label for found in result.objects], np.int64)
+        labels = np.array([instance.label for instance in result.objects], np.int64)
         self.counts.append(np.bincount(labels, minlength=len(self.names)))
-        np.add.at(self.pixels, labels, [found.area for found in result.objects])
+        np.add.at(self.pixels, labels, [instance.area for instance in result.objects])
 
     def overlay(self, result: FoundSegments, opacity: float) -> Image.Image:
         """Return a color for each object, which it keeps in the next frames."""

@@ -45,27 +45,27 @@ def check_same_data(manifest: Manifest, fingerprint: DataFingerprint) -> None:
             f"the checkpoint of step {manifest.step} was written with other sample weights (data.sampling): the "
             "frequencies of the classes or the file of weights changed; restore them, or start over with --overwrite"
         )
-    found = (
+    difference = (
         "the same number with other names or in another order"
         if then.samples == fingerprint.samples
         else str(fingerprint.samples)
     )
     raise CheckpointError(
-        f"the checkpoint of step {manifest.step} was written with {then.samples} samples in data.train, found {found}; "
-        "restore the data, or start over with --overwrite"
+        f"the checkpoint of step {manifest.step} was written with {then.samples} samples in data.train, "
+        f"found {difference}; restore the data, or start over with --overwrite"
     )
 
 
 def changes(manifest: Manifest, recipe: Recipe) -> dict[str, str]:
     """Describe the settings that differ between the checkpoint and a resolved recipe, by dotted name."""
     then, now = flatten(manifest.recipe), flatten(record_settings(recipe))
-    found = {}
+    changed = {}
     for name in {**then, **now}:
         value, before = now.get(name), then.get(name)
         if value != before:
             show = str if DATA_PATH.fullmatch(name) else shorten  # only the end of two long paths may differ
-            found[name] = f"{name} = {show(value)} (was {show(before)})"
-    return found
+            changed[name] = f"{name} = {show(value)} (was {show(before)})"
+    return changed
 
 
 def affects_scores(name: str) -> bool:

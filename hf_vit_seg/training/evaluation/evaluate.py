@@ -65,10 +65,10 @@ class InvalidOutputs:
         """Note that the forward passes since the last batch were for these samples."""
         if self.last:
             if rows_are_samples and all(len(rows) == len(indices) for rows in self.last):
-                found = torch.stack(self.last).any(0)
+                invalid = torch.stack(self.last).any(0)
             else:
-                found = torch.cat(self.last).any().expand(len(indices))
-            self.batches.append((indices, found))
+                invalid = torch.cat(self.last).any().expand(len(indices))
+            self.batches.append((indices, invalid))
             self.last = []
 
     def indices(self) -> list[int]:
@@ -128,23 +128,23 @@ class Evaluation:
 
 
 def build_report(
-    found: Evaluation, recipe: Recipe, names: tuple[str, ...], split: str, step: int | None = None
+    evaluation: Evaluation, recipe: Recipe, names: tuple[str, ...], split: str, step: int | None = None
 ) -> MetricsReport:
     """Convert an evaluation to a report."""
     return MetricsReport(
         task=recipe.task,
-        scores=found.scores,
+        scores=evaluation.scores,
         names=names,
-        protocol=found.protocol,
-        images=found.samples,
-        seconds_per_image=found.seconds / max(found.samples, 1),
+        protocol=evaluation.protocol,
+        images=evaluation.samples,
+        seconds_per_image=evaluation.seconds / max(evaluation.samples, 1),
         split=split,
         **hub_data(recipe, split),
         step=step,
         metric=metric_name(recipe),
-        confusion=found.confusion,
-        reliability=found.calibration,
-        details={"nan_samples": list(found.nan_samples)} if found.nan_samples else {},
+        confusion=evaluation.confusion,
+        reliability=evaluation.calibration,
+        details={"nan_samples": list(evaluation.nan_samples)} if evaluation.nan_samples else {},
     )
 
 

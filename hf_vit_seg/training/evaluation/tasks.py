@@ -50,10 +50,10 @@ def evaluate(context: EvaluationContext, dataset: RawDataset) -> Evaluation:
     hook = context.model.register_forward_hook(context.invalid_outputs.check)
     try:
         with in_evaluation(context), evaluation_memory_advice():
-            found = EVALUATIONS[context.recipe.task](context, dataset)
+            evaluation = EVALUATIONS[context.recipe.task](context, dataset)
     finally:
         hook.remove()
-    return replace(found, seconds=time.perf_counter() - start, nan_samples=find_nan_samples(context, dataset))
+    return replace(evaluation, seconds=time.perf_counter() - start, nan_samples=find_nan_samples(context, dataset))
 
 
 def find_nan_samples(context: EvaluationContext, dataset: RawDataset) -> tuple[str, ...]:
@@ -102,9 +102,9 @@ def evaluate_segmentation(context: EvaluationContext, dataset: RawDataset) -> Ev
             labels = resize_labels(labels, images[0].pixel_values.shape[-2:])
 
         def logits(pixel_values: torch.Tensor, labels: torch.Tensor = labels) -> torch.Tensor:
-            found = segmenter.logits(pixel_values)
-            loss.update(found, resize_labels(labels, pixel_values.shape[-2:]))
-            return found
+            logits = segmenter.logits(pixel_values)
+            loss.update(logits, resize_labels(labels, pixel_values.shape[-2:]))
+            return logits
 
         maps = segmenter.maps(images, size=(labels.shape[-2], labels.shape[-1]), model=logits).labels
         image_means.append(update_by_image(matrix, maps, labels))
@@ -191,8 +191,8 @@ def evaluate_pose(context: EvaluationContext, dataset: RawDataset) -> Evaluation
     are in the file; those that match crowds and persons without keypoints are ignored.
     """
     size = person_size(context.processor)
-    found = list(persons(context, dataset, size))
-    gathered = gather_object(found) if context.accelerator.num_processes > 1 else found
+    samples = list(persons(context, dataset, size))
+    gathered = gather_object(samples) if context.accelerator.num_processes > 1 else samples
     predictions = sorted(gathered, key=lambda each: each[0].annotation_id)  # independent of the number of processes
     names = dataset.class_table.names
     scores = oks_average_precision(

@@ -39,12 +39,12 @@ def extreme_samples(facts: Sequence[SampleFacts]) -> list[int]:
     sizes = {index: each.shape[-2:] for index, each in enumerate(facts) if each.shape}
     if not sizes:
         return []
-    found = (
+    candidates = (
         min(sizes, key=lambda index: sizes[index][0]),
         min(sizes, key=lambda index: sizes[index][1]),
         max(sizes, key=lambda index: sizes[index][0] * sizes[index][1]),
     )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(candidates))
 
 
 def try_evaluation(

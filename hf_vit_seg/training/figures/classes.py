@@ -51,10 +51,10 @@ def class_figure(report: MetricsReport) -> Figure | None:
 
 def precision_recall_figure(report: MetricsReport) -> Figure | None:
     """Draw precision and recall of each class, the lowest F1 last; None without a confusion matrix."""
-    found = report.precision_and_recall()
-    if found is None or not report.names:
+    curves = report.precision_and_recall()
+    if curves is None or not report.names:
         return None
-    precision, recall = found
+    precision, recall = curves
     with np.errstate(invalid="ignore"):
         f1 = np.nan_to_num(2 * precision * recall / (precision + recall), nan=-1.0)
     order = np.argsort(f1, kind="stable")[::-1][-MAX_CLASSES:]

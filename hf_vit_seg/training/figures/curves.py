@@ -81,9 +81,9 @@ def training_figure(lines: Sequence[Line]) -> Figure | None:
 
 def series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return steps (T,) and values (T,) of the lines with `name`; values that are not numbers are NaN."""
-    found = [(line["step"], line[name]) for line in lines if name in line]
-    values = [float(value) if isinstance(value, int | float) else np.nan for _, value in found]
-    return np.array([step for step, _ in found], dtype=float), np.array(values, dtype=float)
+    points = [(line["step"], line[name]) for line in lines if name in line]
+    values = [float(value) if isinstance(value, int | float) else np.nan for _, value in points]
+    return np.array([step for step, _ in points], dtype=float), np.array(values, dtype=float)
 
 
 def draw_panel(axes: Axes, panel: Panel, steps: np.ndarray, values: np.ndarray) -> None:
@@ -177,10 +177,10 @@ def metric_figure(lines: Sequence[Line], metric: str | None = None) -> Figure | 
 
 def select_metrics(evaluations: Sequence[Mapping[str, Any]], metric: str | None) -> list[str]:
     """Return the main metric and other known ones, at most `MAX_METRICS`."""
-    found = dict.fromkeys(
+    names = dict.fromkeys(
         name for line in evaluations for name in line if name not in ("step", "loss") and not name.startswith(PER_CLASS)
     )
-    usable = [name for name in found if np.isfinite(series(evaluations, name)[1]).any()]
+    usable = [name for name in names if np.isfinite(series(evaluations, name)[1]).any()]
     main = next((name for name in (metric, *MAIN_METRICS, *usable) if name in usable), None)
     known = [name for name in TITLES if name in usable]
     return [name for name in dict.fromkeys([main, *known]) if name is not None][:MAX_METRICS]

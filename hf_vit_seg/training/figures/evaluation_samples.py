@@ -145,8 +145,8 @@ def pose_figures(context: EvaluationContext, dataset: RawDataset, chosen: Sequen
     skeleton = Skeleton.of(dataset.class_table.names, getattr(dataset.source, "bones", None), pairs)
     for sample in map(dataset.read, chosen):
         assert isinstance(sample.target, Person)
-        found = estimator.estimate(sample.image, [sample.target.box])[0]
-        figures[sample.name] = pose_figure(sample.image, sample.target.keypoints, found, skeleton)
+        keypoints = estimator.estimate(sample.image, [sample.target.box])[0]
+        figures[sample.name] = pose_figure(sample.image, sample.target.keypoints, keypoints, skeleton)
     return figures
 
 

@@ -56,5 +56,5 @@ def draw_plots(directory: Path | str, report: MetricsReport | None = None) -> li
 
 def find_report(directory: Path) -> MetricsReport | None:
     """Read the metrics.json of a directory, or of its best or last model; None if there is none."""
-    found = next((directory / place for place in REPORTS if (directory / place).exists()), None)
-    return None if found is None else read_report(found)
+    path = next((directory / place for place in REPORTS if (directory / place).exists()), None)
+    return None if path is None else read_report(path)

@@ -34,13 +34,15 @@ def pose_figure(
     photo = as_rgb(image)
     size = display_size(photo.size, MAX_SIDE, enlarge=True)
     scale = (size[0] / photo.width, size[1] / photo.height)
-    labeled, found = persons(truth), persons(predicted)
+    labeled, predictions = persons(truth), persons(predicted)
     shown = resize_for_display(photo, size)
     return grid(
         [
             add_caption(draw_skeletons(shown, labeled, labeled[..., 2] > 0, scale, skeleton), "ground truth"),
             add_caption(
-                draw_skeletons(shown, found, found[..., 2] >= MIN_SCORE, scale, skeleton, show_uncertain=True),
+                draw_skeletons(
+                    shown, predictions, predictions[..., 2] >= MIN_SCORE, scale, skeleton, show_uncertain=True
+                ),
                 f"prediction{', ' if note else ''}{note}",
             ),
         ],

@@ -74,9 +74,9 @@ def find_batch_size(
         return True
 
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type):
-        found = largest_batch_size(fits, min(max_size, MAX_BATCH_SIZE.get(device.type, DEFAULT_MAX_BATCH_SIZE)))
+        batch_size = largest_batch_size(fits, min(max_size, MAX_BATCH_SIZE.get(device.type, DEFAULT_MAX_BATCH_SIZE)))
     states.clear()
-    return found
+    return batch_size
 
 
 def parameters_without_gradient(model: nn.Module, objective: Objective, sample: Batch) -> list[str]:

@@ -53,19 +53,19 @@ def complete_best_model(
         log(f"the best model, that of step {best_step}, cannot be restored: {error}")
         return
     context = EvaluationContext(loaded, parts.processor, recipe, accelerator, objective=parts.objective)
-    found = evaluate(context, validation) if METRICS in missing or not has_samples else None
+    evaluation = evaluate(context, validation) if METRICS in missing or not has_samples else None
     report = None
-    if found is not None and METRICS in missing:
-        report = replace(build_report(found, recipe, parts.data.names, "validation", best_step), details=details)
+    if evaluation is not None and METRICS in missing:
+        report = replace(build_report(evaluation, recipe, parts.data.names, "validation", best_step), details=details)
 
     def write() -> None:
         if recipe.model.lora is None or recipe.model.lora.merge:
             write_model_directory(best, loaded, parts.processor, recipe, provenance, report, only_missing=True)
         elif report is not None:
             write_report(report, best / METRICS)
-        if found is not None and not has_samples:
+        if evaluation is not None and not has_samples:
             write_sample_images(context, validation, directory.samples)
-            write_extreme_samples(context, validation, found.sample_scores, directory.samples)
+            write_extreme_samples(context, validation, evaluation.sample_scores, directory.samples)
 
     on_main_process(accelerator, write)
 

@@ -406,8 +406,8 @@ def choose_batch_size(
         return recipe.loop.batch_size
     autocast: Any = accelerator.autocast
     fitting = find_batch_size(model, objective, sample, accelerator.device, autocast, max_size)
-    found: Any = accelerator.gather(torch.tensor([fitting], device=accelerator.device))
-    return int(found.min())
+    sizes: Any = accelerator.gather(torch.tensor([fitting], device=accelerator.device))
+    return int(sizes.min())
 
 
 def resolve_recipe(recipe: Recipe, accelerator: Accelerator, batch_size: int) -> Recipe:

@@ -152,19 +152,19 @@ class Run:
             context = EvaluationContext(
                 model, self.parts.processor, self.recipe, self.accelerator, advance, self.parts.objective
             )
-            found = evaluate(context, validation)
-            name, value = found.metric(self.recipe)
+            evaluation = evaluate(context, validation)
+            name, value = evaluation.metric(self.recipe)
             self.best_tracker = self.best_tracker.after(name, value, self.step, self.recipe.loop.early_stop)
             best = self.best_tracker.best_step == self.step
-            report = build_report(found, self.recipe, self.parts.data.names, "validation", self.step)
+            report = build_report(evaluation, self.recipe, self.parts.data.names, "validation", self.step)
             self.report = replace(report, details={**report.details, **run_details(self.manifest(), self.parts)})
-            self.log.evaluation(self.step, found.scores)
+            self.log.evaluation(self.step, evaluation.scores)
 
             def write() -> None:
                 if best:
                     self.write_model(self.directory.best, model)
                     write_sample_images(context, validation, self.directory.samples)
-                    write_extreme_samples(context, validation, found.sample_scores, self.directory.samples)
+                    write_extreme_samples(context, validation, evaluation.sample_scores, self.directory.samples)
                 self.outputs.update(self.report)
 
             on_main_process(self.accelerator, write)

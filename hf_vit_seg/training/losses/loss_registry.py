@@ -76,8 +76,8 @@ class LossSum(nn.Module):
             except RecordError as error:
                 raise RecordError(f"loss.{name}: {error}") from None
             if not isinstance(terms[name], LossTerm):
-                found = type(terms[name]).__name__
-                raise RecordError(f"loss.{name}: {type(row).__name__}.build returned {found}, expected a LossTerm")
+                kind = type(terms[name]).__name__
+                raise RecordError(f"loss.{name}: {type(row).__name__}.build returned {kind}, expected a LossTerm")
             weights.append(row.weight)
         return cls(terms, weights, num_classes)
 

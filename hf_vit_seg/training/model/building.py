@@ -286,11 +286,11 @@ def merge_field(config: PreTrainedConfig, name: str, value: Any) -> Any:
 
 def config_fields(config: PreTrainedConfig) -> dict[str, Any]:
     """Return a config's fields, without a backbone's default stages, because these depend on its depth."""
-    found = config.to_dict()
-    stages = found.get("stage_names")
-    if stages and found.get("out_features") == stages[-1:]:
-        return {name: value for name, value in found.items() if name not in ("stage_names", *BACKBONE_FIELDS)}
-    return found
+    fields = config.to_dict()
+    stages = fields.get("stage_names")
+    if stages and fields.get("out_features") == stages[-1:]:
+        return {name: value for name, value in fields.items() if name not in ("stage_names", *BACKBONE_FIELDS)}
+    return fields
 
 
 def prepare_for_training(model: PreTrainedModel, recipe: ModelRecipe) -> nn.Module:

@@ -22,14 +22,14 @@ def matching_parameters(model: nn.Module, patterns: tuple[str, ...]) -> dict[str
     RecordError if an expression matches no parameter.
     """
     parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
-    found = {}
+    matches = {}
     for pattern in patterns:
         expression = compile_pattern(pattern)
-        found[pattern] = [parameter for name, parameter in parameters.items() if expression.search(name)]
-        if not found[pattern]:
+        matches[pattern] = [parameter for name, parameter in parameters.items() if expression.search(name)]
+        if not matches[pattern]:
             parts = sorted({".".join(name.split(".")[:2]) for name in parameters})
             raise RecordError(f"model.freeze: '{pattern}' matches no parameter; found {shorten(parts, 400)}")
-    return found
+    return matches
 
 
 def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
@@ -73,7 +73,7 @@ def count_parameters(model: nn.Module, patterns: tuple[str, ...]) -> ParameterCo
     counts = {True: 0, False: 0}
     for parameter in model.parameters():
         counts[parameter.requires_grad] += parameter.numel()
-    matched = {pattern: len(found) for pattern, found in matching_parameters(model, patterns).items()}
+    matched = {pattern: len(matches) for pattern, matches in matching_parameters(model, patterns).items()}
     return ParameterCounts(counts[True], counts[False], matched)
 
 

@@ -57,9 +57,9 @@ def encoder_prefix(model: nn.Module) -> str:
 def encoder_layers(model: nn.Module) -> list[str]:
     """Return the names of the encoder's layers in order; of nested layers only the innermost."""
     prefix = encoder_prefix(model)
-    found = [
+    names = [
         name
         for name, module in plain_model(model).named_modules()
         if isinstance(module, GradientCheckpointingLayer) and name.startswith(prefix)
     ]
-    return [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
+    return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]

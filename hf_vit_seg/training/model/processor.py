@@ -90,16 +90,16 @@ def resolve_fields(fields: Mapping[str, Any], statistics: Statistics | None) -> 
         return dict(fields)
     if not asked <= MEASURABLE or statistics is None:
         raise RecordError(f"processor: only image_mean and image_std can be '{MEASURED}', found it for {sorted(asked)}")
-    found = {
+    measured = {
         name: value for name, value in statistics.processor_fields().items() if name in asked or name not in MEASURABLE
     }
-    for name in found.keys() & fields.keys() - asked:
-        if not math.isclose(fields[name], found[name]):
+    for name in measured.keys() & fields.keys() - asked:
+        if not math.isclose(fields[name], measured[name]):
             raise RecordError(
-                f"processor.{name}: found {fields[name]}, expected {found[name]} with a mean or standard deviation of "
-                f"'{MEASURED}'; remove the setting"
+                f"processor.{name}: found {fields[name]}, expected {measured[name]} with a mean or standard deviation "
+                f"of '{MEASURED}'; remove the setting"
             )
-    return {**fields, **found}
+    return {**fields, **measured}
 
 
 def recipe_white(recipe: Recipe) -> float:

@@ -46,13 +46,13 @@ def tensor_shapes(config: PreTrainedConfig, auto_class: str) -> dict[str, torch.
 
 def differing_axes(ones: Mapping[str, torch.Size], others: Mapping[str, torch.Size]) -> dict[str, int]:
     """Return {name: axis} for tensors whose two shapes differ in exactly one axis."""
-    found = {}
+    by_name = {}
     for name in ones.keys() & others.keys():
         one, other = ones[name], others[name]
         axes = [axis for axis, (a, b) in enumerate(zip(one, other, strict=False)) if a != b]
         if len(one) == len(other) and len(axes) == 1:
-            found[name] = axes[0]
-    return dict(sorted(found.items()))
+            by_name[name] = axes[0]
+    return dict(sorted(by_name.items()))
 
 
 def class_axes(config: PreTrainedConfig, auto_class: str) -> dict[str, int]:

@@ -36,8 +36,8 @@ def differences(
     The names are dotted. Paths of data that no longer exist may change, too: the data were moved.
     """
     now, then = fixed_settings(recipe, processes), fixed_settings(other, other_processes)
-    found = {name: (now.get(name), then.get(name)) for name in {**now, **then} if now.get(name) != then.get(name)}
-    return {name: values for name, values in found.items() if not is_moved(name, values[1])}
+    differing = {name: (now.get(name), then.get(name)) for name in {**now, **then} if now.get(name) != then.get(name)}
+    return {name: values for name, values in differing.items() if not is_moved(name, values[1])}
 
 
 def is_moved(name: str, path: Any) -> bool:
@@ -62,11 +62,11 @@ def fixed_settings(recipe: Recipe, processes: int) -> dict[str, Any]:
 def flatten(settings: Any, location: str = "") -> dict[str, Any]:
     """Flatten nested settings to dotted names."""
     entries = settings.items() if isinstance(settings, dict) else enumerate(settings)
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in entries:
         here = f"{location}.{name}" if location else str(name)
-        found |= flatten(value, here) if isinstance(value, dict | list) and value else {here: value}
-    return found
+        flat |= flatten(value, here) if isinstance(value, dict | list) and value else {here: value}
+    return flat
 
 
 __all__ = ["differences", "flatten"]

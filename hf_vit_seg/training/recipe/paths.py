@@ -69,9 +69,9 @@ def describe_data(data: Mapping[str, Any]) -> list[str]:
 def fixed_path(path: Path) -> Path:
     """Return the path; of a template such as `images/{stem}.png` or a pattern, the folder before the first of these."""
     text = os.fspath(path)
-    if os.path.lexists(text) or not (found := PATTERN.search(text)):
+    if os.path.lexists(text) or not (match := PATTERN.search(text)):
         return path
-    return Path(os.path.dirname(text[: found.start()]))
+    return Path(os.path.dirname(text[: match.start()]))
 
 
 def exists(path: Path) -> bool:
@@ -86,8 +86,8 @@ def resolve_path(path: str, folders: Sequence[Path]) -> str:
     """Return the absolute path in the first of the folders that has it; unchanged if there is none."""
     if os.path.isabs(path) or path.startswith("~"):
         return path
-    found = next((folder / path for folder in folders if exists(folder / path)), None)
-    return path if found is None else os.path.abspath(found)
+    existing = next((folder / path for folder in folders if exists(folder / path)), None)
+    return path if existing is None else os.path.abspath(existing)
 
 
 def resolve_saved_path(path: str, folder: Path, relative: Mapping[str, str]) -> str:
@@ -95,19 +95,19 @@ def resolve_saved_path(path: str, folder: Path, relative: Mapping[str, str]) -> 
     if os.path.isabs(path):
         moved = folder / relative[path] if path in relative else None
         return os.path.abspath(moved) if moved is not None and not exists(Path(path)) and exists(moved) else path
-    found = resolve_path(path, [folder])
+    resolved = resolve_path(path, [folder])
     # A relative path, in contrast to a Hub id, must not be read from the current directory.
-    return os.path.abspath(folder / path) if found == path and path.startswith("./") else found
+    return os.path.abspath(folder / path) if resolved == path and path.startswith("./") else resolved
 
 
 def relative_paths(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Return the absolute paths of a recipe, relative to `folder`."""
-    found: dict[str, str] = {}
+    relative: dict[str, str] = {}
 
     def add(path: str) -> str:
         if os.path.isabs(path):
-            found[path] = os.path.relpath(path, folder)
+            relative[path] = os.path.relpath(path, folder)
         return path
 
     map_paths(settings, add)
-    return found
+    return relative

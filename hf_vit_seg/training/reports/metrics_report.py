@@ -131,9 +131,11 @@ class MetricsReport:
 
     def numbers(self) -> dict[str, float]:
         """Return the scores that are single numbers, in the console's order."""
-        found = {name: float(value) for name, value in self.scores.items() if not name.startswith(PER_CLASS)}
+        numbers = {name: float(value) for name, value in self.scores.items() if not name.startswith(PER_CLASS)}
         places = list(TITLES)
-        return dict(sorted(found.items(), key=lambda item: places.index(item[0]) if item[0] in places else len(places)))
+        return dict(
+            sorted(numbers.items(), key=lambda item: places.index(item[0]) if item[0] in places else len(places))
+        )
 
     def class_columns(self) -> dict[str, np.ndarray]:
         """Return the scores (K,) of each class by short name (`iou`), given or computed from the confusion matrix."""
