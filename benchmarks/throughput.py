@@ -30,7 +30,7 @@ from PIL import Image
 from transformers import logging
 
 from hf_vit_seg.inference import Segmenter
-from hf_vit_seg.inference.batch.manifest import RunSettings, plan
+from hf_vit_seg.inference.batch.manifest import RunSettings, plan_manifest
 from hf_vit_seg.inference.batch.shard import ShardSegmenter, WorkSettings
 from hf_vit_seg.inference.batch.storage import Storage
 from hf_vit_seg.inference.files.prediction import PredictOptions
@@ -130,7 +130,7 @@ def run_shards(setup: Setup, process: int, processes: int, options: PredictOptio
     with tempfile.TemporaryDirectory() as out, ExitStack() as stack:
         reports = options.overlay
         settings = RunSettings(setup.model, "", (setup.photos,), shards=4 * processes, reports=reports)
-        manifest = plan(settings, Storage(out))
+        manifest = plan_manifest(settings, Storage(out))
         segment = stack.enter_context(ShardSegmenter(segmenter, options, WorkSettings()))
         segmenter(share(setup, process, processes)[0])
         start = begin_together()
@@ -142,7 +142,7 @@ def run_shards(setup: Setup, process: int, processes: int, options: PredictOptio
 def run_predict(setup: Setup, process: int, processes: int, options: PredictOptions) -> Cost:
     """`predict` without shards."""
     from hf_vit_seg.data.images.files import find_images
-    from hf_vit_seg.inference.files.prediction import plan as plan_jobs
+    from hf_vit_seg.inference.files.prediction import create_jobs as plan_jobs
     from hf_vit_seg.inference.files.prediction import predict
 
     segmenter = Segmenter.from_pretrained(setup.model, setup.device)
@@ -230,7 +230,7 @@ def ray_rate(setup: Setup, threads: int) -> float | None:
     with tempfile.TemporaryDirectory() as out:
         settings = RunSettings(setup.model, "", (setup.photos,), shards=8, reports=False)
         options = PredictOptions(model=setup.model, device=setup.device, overlay=False)
-        work = ShardWork(plan(settings, Storage(out)), options, WorkSettings(threads=threads))
+        work = ShardWork(plan_manifest(settings, Storage(out)), options, WorkSettings(threads=threads))
         try:
             run_ray(work, range(8), note, actors=1)
         except RayError:

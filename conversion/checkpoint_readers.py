@@ -45,7 +45,7 @@ class Checkpoint:
     repository: str | None = None
 
 
-def read(path: Path, weights: str | None = None) -> Checkpoint:
+def read_checkpoint(path: Path, weights: str | None = None) -> Checkpoint:
     """Read a checkpoint: a file, the index of a sharded checkpoint, or a directory with either.
 
     `weights` is the entry or prefix of the weights in a file that has several, such as `state_dict_ema`.

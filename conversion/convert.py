@@ -14,7 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_vit_seg.atomic_io import atomic_path
 from hf_vit_seg.provenance import Provenance, provenance_from, write_card
 
-from .checkpoint_readers import LICENSE, Checkpoint, read, read_shapes
+from .checkpoint_readers import LICENSE, Checkpoint, read_checkpoint, read_shapes
 from .errors import ConversionError
 from .export import export
 from .files.download import locate, repository_id
@@ -23,7 +23,7 @@ from .registry import DetectedFormat, full_name, recognize
 from .report import Report
 from .rules import Translation, origin, translate
 from .settings import config_building, preprocessing, variants
-from .settings.labels import LabelSet, describe_labels, resolve
+from .settings.labels import LabelSet, describe_labels, resolve_labels
 from .settings.preprocessing import IMAGENET
 from .strict_loading import build_model, load_model
 
@@ -109,8 +109,8 @@ def convert_in_memory(
     path = locate(name, **hub)
     with add_path_to_errors(path):
         if (outline := read_shapes(path, weights)) is not None:
-            plan(outline, source, labels, overrides or {}, build_model)
-        checkpoint = replace(read(path, weights), repository=repository_id(name))
+            plan_conversion(outline, source, labels, overrides or {}, build_model)
+        checkpoint = replace(read_checkpoint(path, weights), repository=repository_id(name))
         converted = convert_checkpoint(checkpoint, source=source, labels=labels, overrides=overrides)
     licenses = sorted(path.glob(LICENSE + "*")) if path.is_dir() else []
     return replace(converted, license_files=tuple(file for file in licenses if file.is_file()))
@@ -138,7 +138,7 @@ def convert_checkpoint(
 
     Raises UnsupportedCheckpoint if no source describes the checkpoint, and ConversionError if it is damaged.
     """
-    planned = plan(checkpoint, source, labels, overrides or {}, load_model)
+    planned = plan_conversion(checkpoint, source, labels, overrides or {}, load_model)
     detected, translation, shapes = planned.detected, planned.translation, planned.shapes
     label_set, config, model = planned.label_set, planned.config, planned.model
     other = preprocessing.other_processor(checkpoint.processor, checkpoint.config)
@@ -151,7 +151,7 @@ def convert_checkpoint(
     )
     preprocessing.check_channels(checkpoint.processor, config.num_channels, checkpoint.path)
     provenance = source_provenance(detected, checkpoint)
-    variant, differing = variants.find(detected.architecture, config, shapes)
+    variant, differing = variants.find_variant(detected.architecture, config, shapes)
     is_published = variant != variants.CUSTOM
     assumed = (
         "" if is_published else config_building.describe_assumed(detected, config, checkpoint.config, overrides or {})
@@ -203,7 +203,7 @@ class Plan:
     model: PreTrainedModel
 
 
-def plan(
+def plan_conversion(
     checkpoint: Checkpoint,
     source: str | None,
     labels: str | Path | None,
@@ -215,7 +215,7 @@ def plan(
     translation = translate(detected.form.rules, checkpoint.tensors)
     shapes = config_building.infer(detected, translation.tensors, checkpoint.tensors)
     label_set = find_labels(detected, checkpoint, shapes.get("num_labels"), labels)
-    config = config_building.build(detected, shapes, checkpoint.config, overrides, label_set)
+    config = config_building.build_config(detected, shapes, checkpoint.config, overrides, label_set)
     model_class = detected.architecture.models[detected.form.model]
     model = build(model_class, config, translation.tensors, partial(origin, detected.form.rules))
     return Plan(detected, translation, shapes, label_set, config, model)
@@ -236,7 +236,7 @@ def find_labels(
     """Find the label set of a model with a head; None without one."""
     if count is None:
         return None
-    return resolve(
+    return resolve_labels(
         count,
         requested=requested,
         meta=checkpoint.meta,

@@ -9,7 +9,7 @@ from hf_vit_seg.atomic_io import atomic_path
 from hf_vit_seg.plugins import Architecture, architectures
 from hf_vit_seg.records import nearest
 
-from .checkpoint_readers import Checkpoint, read
+from .checkpoint_readers import Checkpoint, read_checkpoint
 from .errors import ConversionError
 from .files.staging import check_apart, lock_output
 from .files.state_dicts import copy_shared
@@ -33,7 +33,7 @@ def export(model_dir: Path, out_file: Path, *, to: str, overwrite: bool = False)
     """
     model_dir, out_file = Path(model_dir), Path(out_file)
     check_apart(model_dir, out_file)
-    checkpoint = read(model_dir)
+    checkpoint = read_checkpoint(model_dir)
     architecture, config = find_architecture(checkpoint)
     auto_class, model_class = find_model_class(architecture, config, model_dir)
     source, form, write = find_target(architecture, to, auto_class, config)
@@ -50,7 +50,7 @@ def export(model_dir: Path, out_file: Path, *, to: str, overwrite: bool = False)
         path=out_file,
         source=f"{model_dir}, exported to {full_name(architecture, source)}",
         architecture=architecture.name,
-        variant=variants.find(architecture, config, {})[0],
+        variant=variants.find_variant(architecture, config, {})[0],
         model=model_class.__name__,
         mapped=len(checkpoint.tensors),
         dropped=(),

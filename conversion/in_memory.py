@@ -16,11 +16,11 @@ from hf_vit_seg.plugins import architectures
 from hf_vit_seg.provenance import Provenance
 from hf_vit_seg.records import shorten
 
-from .checkpoint_readers import CONFIG, SUFFIXES, Checkpoint, read, read_json, read_shapes, weight_file
+from .checkpoint_readers import CONFIG, SUFFIXES, Checkpoint, read_checkpoint, read_json, read_shapes, weight_file
 from .convert import Conversion, convert_in_memory, source_provenance
 from .errors import ConversionError, UnsupportedCheckpoint
 from .files.download import download_file, is_repository, is_url, locate, names_repository, repository_id
-from .registry import full_name, recognize, sources
+from .registry import all_sources, full_name, recognize
 
 ADAPTER = "adapter_config.json"
 
@@ -102,7 +102,7 @@ def find_classes(name: str | Path, **hub: Any) -> list[str]:
 def read_outline(name: str | Path, **hub: Any) -> Checkpoint:
     """Read a checkpoint without its data, if its format allows it, to recognize the format."""
     path = locate(name, **hub)
-    checkpoint = read_shapes(path) or read(path)
+    checkpoint = read_shapes(path) or read_checkpoint(path)
     return replace(checkpoint, repository=repository_id(name))
 
 
@@ -171,7 +171,7 @@ def is_convertible(config: Mapping[str, Any]) -> bool:
     model_type = config.get("model_type")
     if model_type in {architecture.config.model_type for architecture in architectures().values()}:
         return False
-    return model_type is None or model_type in {name for _, source in sources() for name in source.model_types}
+    return model_type is None or model_type in {name for _, source in all_sources() for name in source.model_types}
 
 
 def is_loadable(config: Mapping[str, Any]) -> bool:
@@ -179,7 +179,7 @@ def is_loadable(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in CONFIG_MAPPING or "architecture" in config
 
 
-def describe(name: str | Path, converted: Conversion) -> str:
+def describe_conversion(name: str | Path, converted: Conversion) -> str:
     """Describe a conversion in one line."""
     detected, report = converted.detected, converted.report
     facts = [f"{report.mapped} tensors"]
@@ -201,7 +201,7 @@ def describe(name: str | Path, converted: Conversion) -> str:
 __all__ = [
     "ADAPTER",
     "convert_pretrained",
-    "describe",
+    "describe_conversion",
     "find_classes",
     "find_commit",
     "find_config",

@@ -16,7 +16,7 @@ from transformers.utils import output_capturing
 from hf_vit_seg.atomic_io import atomic_path
 
 from .checkpoint_readers import Checkpoint
-from .convert import plan
+from .convert import plan_conversion
 from .errors import ConversionError, UnsupportedCheckpoint, first_few
 from .export import export_model
 from .rules import origin
@@ -52,7 +52,9 @@ def from_transformers(model: PreTrainedModel) -> PreTrainedModel:
     config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     with torch.no_grad():
-        planned = plan(Checkpoint(Path(type(model).__name__), tensors, config=config), None, None, {}, load_model)
+        planned = plan_conversion(
+            Checkpoint(Path(type(model).__name__), tensors, config=config), None, None, {}, load_model
+        )
     converted: Any = planned.model
     if planned.label_set is not None:  # exactly those of the model
         converted.config.id2label, converted.config.label2id = config["id2label"], config["label2id"]

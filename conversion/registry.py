@@ -24,7 +24,7 @@ class DetectedFormat:
     form: Form
 
 
-def load(reference: str) -> Source:
+def load_source(reference: str) -> Source:
     """Import a source named "module:attribute"."""
     module, _, attribute = reference.partition(":")
     source = getattr(import_module(module), attribute)
@@ -38,7 +38,7 @@ def load_sources(architecture: Architecture) -> list[Source]:
     sources = []
     for reference in architecture.conversions:
         try:
-            sources.append(load(reference))
+            sources.append(load_source(reference))
         except Exception as error:  # third-party code may raise anything
             logger.warning(
                 "conversion '%s' of architecture '%s' is skipped: %s: %s",
@@ -50,7 +50,7 @@ def load_sources(architecture: Architecture) -> list[Source]:
     return sources
 
 
-def sources() -> list[tuple[Architecture, Source]]:
+def all_sources() -> list[tuple[Architecture, Source]]:
     """Load every source of every installed architecture."""
     return [(arch, source) for arch in architectures().values() for source in load_sources(arch)]
 
@@ -62,7 +62,7 @@ def full_name(architecture: Architecture, source: Source) -> str:
 
 def find_sources(name: str) -> list[tuple[Architecture, Source]]:
     """Find the sources with a short or full name; ConversionError if there is none."""
-    every = sources()
+    every = all_sources()
     meant = [pair for pair in every if name in (pair[1].name, full_name(*pair))]
     if not meant:
         known = [full_name(*pair) for pair in every]
@@ -78,7 +78,7 @@ def find_form(source: Source, names: Collection[str]) -> Form | None:
 
 def recognize(checkpoint: Checkpoint, name: str | None) -> DetectedFormat:
     """Detect the source and form of a checkpoint from its keys; `name` restricts the search to one source."""
-    candidates = find_sources(name) if name else sources()
+    candidates = find_sources(name) if name else all_sources()
     names = checkpoint.tensors.keys()
     matches = [
         DetectedFormat(architecture, source, form)

@@ -26,7 +26,9 @@ def shape_conflicts(
     ]
 
 
-def check(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], name_of: Callable[[str], str]) -> None:
+def check_state_dict(
+    expected: Mapping[str, Tensor], state: Mapping[str, Tensor], name_of: Callable[[str], str]
+) -> None:
     """Raise ConversionError for tensors that are missing, unexpected, or of another shape."""
     missing = [name_of(name) for name in expected if name not in state]
     if missing:
@@ -115,5 +117,5 @@ def build_model(
             f"{model_class.__name__} cannot be built from the checkpoint's shapes and config ({type(error).__name__}: "
             f"{reason}); correct config.json, or pass overrides"
         ) from error
-    check(model.state_dict(), state, name_of)
+    check_state_dict(model.state_dict(), state, name_of)
     return model

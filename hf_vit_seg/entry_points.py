@@ -126,7 +126,7 @@ def installed_versions() -> dict[str, Path]:
     return versions
 
 
-def load(entry: EntryPoint, accept: Callable[[Any], None]) -> Plugin:
+def load_entry(entry: EntryPoint, accept: Callable[[Any], None]) -> Plugin:
     """Load one entry point and check its value with `accept`; exceptions of both are stored as the error."""
     try:
         value = entry.load()
@@ -146,7 +146,7 @@ def load_all(group: str, accept: Callable[[Any], None], built_in: Collection[str
             plugins.append(Plugin(group, entry.name, entry.value, origin(entry), error=reason))
             continue
         owners[entry.name] = origin(entry)
-        plugins.append(load(entry, accept))
+        plugins.append(load_entry(entry, accept))
     return tuple(plugins)
 
 
@@ -244,8 +244,8 @@ __all__ = [
     "entries_by_name",
     "implements",
     "installed_versions",
-    "load",
     "load_all",
+    "load_entry",
     "origin",
     "qualified_name",
     "subclass_check",

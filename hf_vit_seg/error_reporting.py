@@ -45,7 +45,7 @@ quiet_mode: ContextVar[bool] = ContextVar("quiet_mode", default=False)
 json_stream: ContextVar[TextIO | None] = ContextVar("json_stream", default=None)  # stdout, with --json
 
 
-def report(error: Exception) -> int:
+def report_error(error: Exception) -> int:
     """Print an error and return its exit code."""
     process = this_process()
     expected = isinstance(error, HfVitSegError)
@@ -164,7 +164,7 @@ def report_errors(function: Callable[..., None], *, prints_result: bool = False)
         except (typer.Exit, typer.Abort, BrokenPipeError):  # the last: of `hf-vit-seg ... | head`, handled by typer
             raise
         except Exception as error:
-            raise typer.Exit(report(error)) from None
+            raise typer.Exit(report_error(error)) from None
         finally:
             show_tracebacks.reset(token)
 
@@ -192,7 +192,7 @@ __all__ = [
     "log_bugs",
     "print_json",
     "print_result",
-    "report",
+    "report_error",
     "report_errors",
     "show_tracebacks",
     "status_console",

@@ -57,7 +57,7 @@ def failures(architecture: Architecture) -> Iterator[str]:
         yield f"variants: {error_sentence(error, short=True)}"
     for reference in architecture.conversions:
         try:
-            registry.load(reference)
+            registry.load_source(reference)
         except Exception as error:  # third-party code may raise anything
             yield f"conversion {reference}: {type(error).__name__}: {error_sentence(error, short=True)}"
     for reference in architecture.forms:

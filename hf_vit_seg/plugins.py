@@ -92,7 +92,7 @@ def plugins() -> tuple[Plugin, ...]:
         if not isinstance(value, Architecture):
             raise TypeError(f"expected an hf_vit_seg.plugins.Architecture, found {type(value).__name__}")
         check_architecture(value, known)
-        register(value)
+        register_architecture(value)
         known.append(value)
 
     from hf_vit_seg.models.layers import CONVERTERS
@@ -105,13 +105,13 @@ def plugins() -> tuple[Plugin, ...]:
 
 def convert_checkpoint(path: Any, **hub: Any) -> "ConvertedCheckpoint | None":
     """Convert a checkpoint in another format for a model's `from_pretrained`; None if it cannot be converted."""
-    from hf_vit_seg.conversion.in_memory import convert_pretrained, describe
+    from hf_vit_seg.conversion.in_memory import convert_pretrained, describe_conversion
     from hf_vit_seg.models.layers import ConvertedCheckpoint
 
     converted = convert_pretrained(path, **hub)
     if converted is None:
         return None
-    logger.warning(describe(path, converted))
+    logger.warning(describe_conversion(path, converted))
     return ConvertedCheckpoint(converted.model.config, converted.model.state_dict())
 
 
@@ -206,7 +206,7 @@ def register_image_segmentation(architecture: Architecture) -> None:
     table.register(architecture.config, found, exist_ok=True)
 
 
-def register(architecture: Architecture) -> None:
+def register_architecture(architecture: Architecture) -> None:
     """Register an architecture with transformers' Auto classes and pipelines; repeated calls change nothing."""
     import transformers
 

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from hf_vit_seg.errors import HfVitSegError
 
-from .entry_points import Plugin, entries_by_name, implements, load, load_all, subclass_check
+from .entry_points import Plugin, entries_by_name, implements, load_all, load_entry, subclass_check
 
 MAX_COUNT = 10**9  # limit of steps, samples, side lengths and other counts
 MAX_FACTOR = 1e9  # limit of learning rates, weights and similar factors: their products fit float32
@@ -203,7 +203,7 @@ class Table(Generic[R]):
         row = self.rows[name]
         if isinstance(row, type):
             return row
-        plugin = load(row, self.accept)
+        plugin = load_entry(row, self.accept)
         if plugin.error:
             raise RecordError(f"{location}: {self.title} '{name}' of {plugin.origin} cannot be loaded: {plugin.error}")
         return plugin.value

@@ -68,7 +68,7 @@ class LazyRegistrationModule(ModuleType):
 
     def __getattribute__(self, name: str) -> Any:
         if not thread.imports and not name.startswith("__"):
-            register()
+            register_all()
         return ModuleType.__getattribute__(self, name)
 
 
@@ -99,7 +99,7 @@ class ImportHookLoader(Loader):
         elif not thread.imports and should_register_after(name) and lock.acquire(blocking=False):
             # Do not wait for the lock: the thread that holds it may be waiting for the import of this module.
             try:
-                register()
+                register_all()
             finally:
                 lock.release()
 
@@ -140,7 +140,7 @@ def install_import_hook() -> None:
     sys.meta_path.insert(0, ImportHookFinder())
     loaded.update(part for part in map(registered_part, list(sys.modules)) if part is not None)
     if not loaded <= registered:
-        register()
+        register_all()
 
 
 def remove_finders() -> None:
@@ -148,7 +148,7 @@ def remove_finders() -> None:
     sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != __name__]
 
 
-def register() -> None:
+def register_all() -> None:
     """Register with the parts of transformers that are imported, once per process."""
     with lock_registration():
         for part, step in STEPS.items():
@@ -179,9 +179,9 @@ def register_pipeline() -> None:
     """Register the task "semantic-segmentation"."""
     from hf_vit_seg.inference import pipeline
 
-    pipeline.register()
+    pipeline.register_pipeline()
 
 
 STEPS: dict[str, Callable[[], None]] = {ARCHITECTURES: register_architectures, PIPELINE: register_pipeline}
 
-__all__ = ["install_import_hook", "lock_registration", "register"]
+__all__ = ["install_import_hook", "lock_registration", "register_all"]

@@ -65,7 +65,7 @@ def nested_value(config_file: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def build(
+def build_config(
     detected: DetectedFormat,
     shapes: Mapping[str, Any],
     config_file: Mapping[str, Any],

@@ -168,7 +168,7 @@ def from_count(count: int, usual: Sequence[str] = USUAL) -> LabelSet:
     return LabelSet(names, origin=f"no names found, using LABEL_0 .. LABEL_{count - 1}")
 
 
-def resolve(
+def resolve_labels(
     count: int,
     *,
     requested: str | Path | None,

@@ -25,7 +25,7 @@ def builtin_value(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
 
 
-def find(
+def find_variant(
     architecture: Architecture, config: PreTrainedConfig, inferred: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     """Return the variant's name, or "custom", and its scalar fields with other values in the config.

@@ -24,7 +24,7 @@ import sys
 
 from huggingface_hub import HfApi
 
-from hf_vit_seg.error_reporting import report
+from hf_vit_seg.error_reporting import report_error
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.hub.dataset import push_dataset
 from hf_vit_seg.hub.repository import Target
@@ -74,7 +74,7 @@ def main() -> None:
     try:
         code = run(read_arguments())
     except HfVitSegError as error:
-        code = report(error)
+        code = report_error(error)
     sys.exit(code)
 
 

@@ -170,7 +170,7 @@ def export(
     the model itself.
     """
     from hf_vit_seg.data.images.files import find_images
-    from hf_vit_seg.export.export_command import label_size, run, sides
+    from hf_vit_seg.export.export_command import label_size, run_export, sides
     from hf_vit_seg.export.exported_model import ExportOptions
     from hf_vit_seg.training.evaluation.evaluate import mean_iou_on
     from hf_vit_seg.training.recipe_loading import load_recipe
@@ -186,7 +186,7 @@ def export(
         calibration_images=int8_images,
     )
     score = None if recipe is None else mean_iou_on(load_recipe(recipe, []), split.value)
-    code = run(
+    code = run_export(
         model,
         out,
         to,

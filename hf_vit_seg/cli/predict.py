@@ -406,13 +406,15 @@ def plan_jobs(
     HfVitSegError if results or `tables` exist and neither of the options for existing results is given.
     """
     from hf_vit_seg.data.images.files import ImageFile, find_images
-    from hf_vit_seg.inference.files.prediction import plan
+    from hf_vit_seg.inference.files.prediction import create_jobs
 
     if overwrite and skip_existing:
         raise HfVitSegError("--overwrite and --skip-existing exclude each other")
     folders = [Path(name) for name in images if videos and os.path.isdir(name)]
     images_found = find_images([name for name in images if Path(name) not in folders], skip=out)
-    jobs = plan([*(ImageFile(folder, Path(folder.resolve().name)) for folder in folders), *images_found], out, tables)
+    jobs = create_jobs(
+        [*(ImageFile(folder, Path(folder.resolve().name)) for folder in folders), *images_found], out, tables
+    )
     existing = [path for job in jobs if (path := job.existing_result)]
     if existing and not overwrite and not skip_existing:
         raise HfVitSegError(

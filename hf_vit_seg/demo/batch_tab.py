@@ -13,7 +13,7 @@ from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.drawing.overlays import percent
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.protocols import Protocol
-from hf_vit_seg.inference.files.prediction import FileFacts, Job, PredictOptions, plan, write
+from hf_vit_seg.inference.files.prediction import FileFacts, Job, PredictOptions, create_jobs, write_job
 from hf_vit_seg.inference.files.suffixes import OVERLAY
 from hf_vit_seg.inference.segmentation import Segmentation
 
@@ -65,7 +65,7 @@ class BatchTab:
                 raise HfVitSegError(f"choose 1 to {MAX_FILES} files, these are {len(files or ())}")
             self.catalogue.load(model)
             protocol, folder, left = selected_protocol(view, window, flip), fresh_folder(), MAX_PIXELS_PER_CALL
-            jobs = plan([ImageFile(path, Path(path.name)) for path in map(Path, files)], Path(results))
+            jobs = create_jobs([ImageFile(path, Path(path.name)) for path in map(Path, files)], Path(results))
             overlays, rows = [], []
             for number, job in enumerate(jobs):
                 name = job.image.path.name
@@ -89,7 +89,7 @@ def outcome(catalogue: Catalogue, title: str, protocol: Protocol, job: Job, left
     visible = replace(job, image=ImageFile(name, name))
     milliseconds = segmented.report["timings_ms"]["read"]
     facts, options = FileFacts(milliseconds), PredictOptions(model=title)
-    failure = write(catalogue.load(title), visible, segmented.result, facts, options).error
+    failure = write_job(catalogue.load(title), visible, segmented.result, facts, options).error
     if failure is not None:
         return f"failed: {failure}", segmented.seen
     return summary(segmented.result), segmented.seen

@@ -13,7 +13,7 @@ from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.dense.image_preparation import PreparedImage, milliseconds_since
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.files.object_files import object_report
-from hf_vit_seg.inference.files.prediction import FileFacts, Job, PredictOptions, report, rounded_timings
+from hf_vit_seg.inference.files.prediction import FileFacts, Job, PredictOptions, rounded_timings, segmentation_report
 from hf_vit_seg.inference.found_segments import FoundSegments
 from hf_vit_seg.inference.image_inputs import check_finite
 from hf_vit_seg.inference.instance_segmenter import InstanceSegmenter
@@ -43,7 +43,7 @@ class SegmentedFile(Generic[Result]):
     name: str
     title: str
     result: Result
-    report: dict[str, Any]
+    segmentation_report: dict[str, Any]
     seen: int
 
     @property
@@ -136,7 +136,7 @@ def segment_file(
     segmenter: Segmenter = catalogue.load(title).with_protocol(protocol)
     file = read_file(segmenter, path, left)
     result = catalogue.call(title, file.segmenter.protocol, file.prepared, pixels=file.seen)
-    content = report(file.segmenter, file.job, result, file.facts, PredictOptions(model=title))
+    content = segmentation_report(file.segmenter, file.job, result, file.facts, PredictOptions(model=title))
     return SegmentedFile(path.name, title, result, content, file.seen)
 
 

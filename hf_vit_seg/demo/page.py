@@ -60,7 +60,7 @@ Upload an image, then point at it (or tap it) to see each class or object.
 API_HINT = "For use from a program, see the API link below."
 
 
-def build(catalogue: Catalogue) -> GuardedPage:
+def build_page(catalogue: Catalogue) -> GuardedPage:
     """Build the page for some models."""
     with GuardedPage(
         title="hf_vit_seg", analytics_enabled=False, delete_cache=(SECONDS_KEPT, SECONDS_KEPT), fill_width=True
@@ -112,7 +112,7 @@ def start(models: Sequence[str], port: int | None = None, share: bool = False, *
         "ssr_mode": False,
         "footer_links": ["api"],
     }
-    page = build(catalogue)
+    page = build_page(catalogue)
     app_settings = dict(options.pop("app_kwargs", None) or {})
     app_settings["middleware"] = [Middleware(RequestLimits, page=page), *app_settings.get("middleware", ())]
     handlers: dict[Any, Any] = {RequestValidationError: answer_invalid_request}
@@ -130,4 +130,4 @@ def cached_files(page: gr.Blocks) -> list[str]:
     return [path for block in list(page.blocks.values()) for path in getattr(block, "keep_in_cache", ())]
 
 
-__all__ = ["build", "start"]
+__all__ = ["build_page", "start"]

@@ -95,9 +95,9 @@ def join_regions(blocks: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> Iter
         complete, upper, lower = read_block(labels, values, top)
         spans = equal_spans(above, labels[0]) if top else []
         complete += close_border(sides, upper, spans, top, lower)
-        yield from finish(complete)
+        yield from finish_regions(complete)
         top, above, sides = top + len(labels), labels[-1], lower
-    yield from finish(close_border(sides, [], [], top, []))
+    yield from finish_regions(close_border(sides, [], [], top, []))
 
 
 def read_block(
@@ -241,7 +241,7 @@ def split_ring(ring: np.ndarray) -> list[np.ndarray]:
     return [ring[members] for members in trace_rings(following, len(ring))[0]]
 
 
-def finish(complete: list[OpenRegion]) -> Iterator[Region]:
+def finish_regions(complete: list[OpenRegion]) -> Iterator[Region]:
     """Convert complete regions, in the order of their last row, then of their first pixel."""
     for region in sorted(complete, key=lambda region: (region.last_row, region.first)):
         rings = [rotate(ring) for ring in region.rings]

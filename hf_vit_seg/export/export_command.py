@@ -20,7 +20,7 @@ from .exporters import EXPORTERS
 from .parity import Parity, ParityError
 
 
-def run(
+def run_export(
     model: str,
     out: Path,
     to: str,
@@ -80,4 +80,4 @@ def sides(text: str, option: str) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[-1])
 
 
-__all__ = ["label_size", "run", "sides"]
+__all__ = ["label_size", "run_export", "sides"]

@@ -65,9 +65,9 @@ def export_model(
     the program, config.json, preprocessor_config.json and the report parity.json; otherwise nothing is written. Raises
     RecordError for unsupported options, ParityError if the outputs differ, InUseError if another process writes `out`.
     """
-    check(segmenter, out, name, exporter, options, overwrite)
+    check_program(segmenter, out, name, exporter, options, overwrite)
     with lock_directory(out), tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
-        check(segmenter, out, name, exporter, options, overwrite)  # another export may have written it
+        check_program(segmenter, out, name, exporter, options, overwrite)  # another export may have written it
         path = Path(folder) / exporter.file
         geometry = Geometry(segmenter.channels, options.size, options.batch)
         dtype = getattr(torch, options.dtype)
@@ -89,7 +89,7 @@ def export_model(
     return parity
 
 
-def check(
+def check_program(
     segmenter: AnySegmenter, out: Path, name: str, exporter: Exporter, options: ExportOptions, overwrite: bool
 ) -> None:
     """Raise RecordError if the options are not supported."""

@@ -89,10 +89,12 @@ def push(
     `handler.py` for Inference Endpoints. A checkpoint in another format (a directory, file or Hub id) is converted
     first.
     """
-    return prepare(directory, target, sample_image=sample_image, model_format=model_format, handler=handler).commit()
+    return prepare_push(
+        directory, target, sample_image=sample_image, model_format=model_format, handler=handler
+    ).commit()
 
 
-def prepare(
+def prepare_push(
     directory: str | Path,
     target: Target,
     *,
@@ -220,4 +222,4 @@ def with_auto_map(path: Path, auto_map: Mapping[str, Any]) -> bytes:
     return json_text(settings | ({"auto_map": dict(auto_map)} if auto_map else {}), indent=2).encode()
 
 
-__all__ = ["PushError", "PushPlan", "PushResult", "Target", "contents", "prepare", "push"]
+__all__ = ["PushError", "PushPlan", "PushResult", "Target", "contents", "prepare_push", "push"]

@@ -17,7 +17,7 @@ from hf_vit_seg.provenance import CARD
 from hf_vit_seg.text_files import read_text
 
 from .formats import OWN
-from .push import PICTURE, WIDGET, PushPlan, prepare
+from .push import PICTURE, WIDGET, PushPlan, prepare_push
 from .repository import Content, Target
 from .space import prepare_space
 
@@ -43,7 +43,7 @@ def push_command(
 ) -> None:
     """List the files of a model and push them, unless it is a dry run."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    prepared = prepare(
+    prepared = prepare_push(
         directory, target, sample_image=sample_image, dry_run=dry_run, model_format=model_format, handler=handler
     )
     for note in prepared.notes:

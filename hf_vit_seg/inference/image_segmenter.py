@@ -9,7 +9,7 @@ from PIL import Image
 
 from hf_vit_seg.data.images.files import MAX_PIXELS
 from hf_vit_seg.drawing.palettes import class_palette
-from hf_vit_seg.inference.dense.image_preparation import PreparedImage, prepare, prepare_pixels
+from hf_vit_seg.inference.dense.image_preparation import PreparedImage, prepare_image, prepare_pixels
 from hf_vit_seg.inference.dense.protocols import Protocol, Sides
 from hf_vit_seg.loading.devices import float_type, select_device
 from hf_vit_seg.loading.image_processors import load_processor
@@ -66,7 +66,7 @@ class ImageSegmenter:
         (H, W), (C, H, W) or (H, W, C). Raises ImageFileError if a file cannot be read, or has more than `max_pixels`
         pixels.
         """
-        return prepare(image, self.protocol, self.processor, self.channels, max_pixels)
+        return prepare_image(image, self.protocol, self.processor, self.channels, max_pixels)
 
     def prepare_pixels(self, pixels: torch.Tensor, shown: Image.Image | None = None) -> PreparedImage:
         """Resize and normalize pixels (C, H, W) that were read with the model's channels; `shown` is for display."""

@@ -103,7 +103,7 @@ def to_protocol(given: Any) -> Protocol:
     return read_record(Protocol, {"preset": given} if isinstance(given, str) else given, "protocol")
 
 
-def register() -> None:
+def register_pipeline() -> None:
     """Register `pipeline("semantic-segmentation")` with transformers; repeated calls do nothing.
 
     A pipeline of another package with this name is kept, with a warning.
@@ -125,4 +125,4 @@ def register() -> None:
     del SemanticSegmentationPipeline._registered_impl  # pyright: ignore[reportAttributeAccessIssue]
 
 
-__all__ = ["SemanticSegmentationPipeline", "register"]
+__all__ = ["SemanticSegmentationPipeline", "register_pipeline"]

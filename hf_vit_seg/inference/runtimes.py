@@ -21,7 +21,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from hf_vit_seg.conversion.checkpoint_readers import CONFIG
 from hf_vit_seg.conversion.errors import ConversionError
-from hf_vit_seg.entry_points import PREFIX, RuntimeFunction, check_contract, entries_by_name, load
+from hf_vit_seg.entry_points import PREFIX, RuntimeFunction, check_contract, entries_by_name, load_entry
 from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.loading.errors import INVALID_FILES, ModelError
 from hf_vit_seg.loading.models import model_task
@@ -234,7 +234,7 @@ def load_program(path: Path) -> Program:
     entry = entries_by_name(GROUP).get(path.suffix.removeprefix("."))
     if entry is None:
         raise ModelError(f"{path} is of no format that is known here: {', '.join(sorted(PROGRAMS))}, or a plugin's")
-    runtime = load(entry, check_runtime)
+    runtime = load_entry(entry, check_runtime)
     if runtime.error:
         raise ModelError(f"the runtime of {runtime.origin} for '{path.suffix}' cannot be used: {runtime.error}")
     return runtime.value(path)

@@ -20,7 +20,7 @@ from hf_vit_seg.conversion.in_memory import (
     ADAPTER,
     check_location,
     convert_pretrained,
-    describe,
+    describe_conversion,
     find_classes,
     find_config,
     is_convertible,
@@ -112,7 +112,7 @@ def load_pretrained(
     if convert and (converted := find_conversion(name, **hub)) is not None:
         check_task(name, converted, task)
         model: Any = converted.model.base_model if task == FEATURES else converted.model
-        note = describe(name, converted)
+        note = describe_conversion(name, converted)
         logger.warning(note)
         return Loaded(model.to(dtype), converted.processor, note, hub)
     text = pretrained_path(name)

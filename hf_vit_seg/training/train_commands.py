@@ -13,7 +13,7 @@ from shlex import quote
 
 from transformers.utils import logging as transformers_logging
 
-from hf_vit_seg.error_reporting import REFUSED, STOPPED, print_result, report
+from hf_vit_seg.error_reporting import REFUSED, STOPPED, print_result, report_error
 from hf_vit_seg.errors import WriteError
 from hf_vit_seg.training.checkpoints.main_process import PreparationError
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, RunDirectoryError, run_directory
@@ -92,9 +92,9 @@ def run_command(work: Callable[[], int]) -> int:
     try:
         return work()
     except SAME_ON_ALL as error:
-        return report(error) if is_main() else REFUSED
+        return report_error(error) if is_main() else REFUSED
     except Exception as error:
-        return report(error)
+        return report_error(error)
 
 
 def print_results(directory: RunDirectory, ending: RunStatus, recipe: Recipe) -> None:

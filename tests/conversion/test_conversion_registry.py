@@ -18,7 +18,7 @@ ORACLE_FILE = ORACLES / "nvlabs_segformer" / "segformer.tiny.7cls.pth"
 
 
 def test_all_registered_sources_load() -> None:
-    found = [registry.full_name(*pair) for pair in registry.sources()]
+    found = [registry.full_name(*pair) for pair in registry.all_sources()]
     declared = [place for architecture in architectures().values() for place in architecture.conversions]
     assert len(found) == len(set(found)) == len(declared)
     assert {"segformer/nvlabs", "segformer/mmseg", "segformer/transformers", "segformer/smp"} <= set(found)
@@ -44,15 +44,15 @@ def test_source_can_be_selected_by_name(tmp_path: Path, source: str) -> None:
 def test_variants_are_detected_from_their_weights() -> None:
     for architecture in (a for a in architectures().values() if a.conversions):
         for name, row in variants.rows(architecture).items():
-            assert variants.find(architecture, architecture.config(**row), row) == (name, {})
+            assert variants.find_variant(architecture, architecture.config(**row), row) == (name, {})
 
 
 def test_decoder_width_does_not_select_a_variant() -> None:
     architecture = architectures()["segformer"]
     row = variants.rows(architecture)["b2"]
     config = architecture.config(**{**row, "decode_head_hidden_size": 256})
-    assert variants.find(architecture, config, row) == ("b2", {"decode_head_hidden_size": 768})
-    assert variants.find(architecture, config, {}) == ("b2", {})
+    assert variants.find_variant(architecture, config, row) == ("b2", {"decode_head_hidden_size": 768})
+    assert variants.find_variant(architecture, config, {}) == ("b2", {})
 
 
 def test_overrides_take_precedence(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_every_tensor_must_match_a_rule(state: dict[str, Tensor], rules: Sequenc
 
 TABLES = [
     (registry.full_name(architecture, source), number, form.rules)
-    for architecture, source in registry.sources()
+    for architecture, source in registry.all_sources()
     for number, form in enumerate(source.forms)
 ]
 

@@ -17,7 +17,7 @@ import torch
 from child_process import output_of
 from conversion_references import assert_refused, nvlabs_state, transformers_model
 from hf_vit_seg.conversion.convert import ConversionError, convert
-from hf_vit_seg.conversion.settings.labels import MAX_CLASSES, resolve
+from hf_vit_seg.conversion.settings.labels import MAX_CLASSES, resolve_labels
 from hf_vit_seg.conversion.settings.preprocessing import check_channels, check_processor
 from safetensors.torch import save_file
 from torch import Tensor
@@ -209,7 +209,7 @@ def test_many_classes_raise() -> None:
     for count in (0, MAX_CLASSES + 1, 10**12):
         tracemalloc.start()
         with pytest.raises(ConversionError):
-            resolve(count, requested=None, meta={}, config={}, processor={})
+            resolve_labels(count, requested=None, meta={}, config={}, processor={})
         assert tracemalloc.get_traced_memory()[1] < 10**6
         tracemalloc.stop()
 

@@ -37,7 +37,7 @@ from hf_vit_seg.demo import image_reading, request_limits, upload_folder  # noqa
 from hf_vit_seg.demo.catalogue import NUCLEI, Catalogue, FairLock, example_images  # noqa: E402
 from hf_vit_seg.demo.component_inputs import CHECKS, InputError, check_value  # noqa: E402
 from hf_vit_seg.demo.image_reading import Readers, TimeLimitError  # noqa: E402
-from hf_vit_seg.demo.page import build  # noqa: E402
+from hf_vit_seg.demo.page import build_page  # noqa: E402
 from hf_vit_seg.demo.uploads import ForeignFileError  # noqa: E402
 
 PHOTO = Path(example_images()[0])
@@ -191,7 +191,7 @@ def test_every_file_event_rejects_foreign_files(server, private):
 
 @pytest.mark.parametrize("number", [-1, 99, True, "0", None, [0, 0], {"path": "/etc/passwd"}])
 def test_examples_are_chosen_by_their_number(number):
-    page = build(Catalogue([NUCLEI]))
+    page = build_page(Catalogue([NUCLEI]))
     tab = next(fn.fn.__self__ for fn in page.fns.values() if getattr(fn.fn, "__name__", "") == "choose_selected")
     selected = gradio.SelectData(None, {"index": number, "value": None})
     with pytest.raises(gradio.Error, match="from 0 to"):
@@ -200,7 +200,7 @@ def test_examples_are_chosen_by_their_number(number):
 
 
 def test_every_component_rejects_foreign_files(models, private):
-    page = build(Catalogue([NUCLEI, *models]))
+    page = build_page(Catalogue([NUCLEI, *models]))
     inputs = {component for event in page.fns.values() for component in event.inputs}
     assert {type(component) for component in inputs} <= set(CHECKS)
     for component in inputs:

@@ -13,7 +13,7 @@ import pytest
 import transformers
 import yaml
 from hf_vit_seg.conversion.convert import convert
-from hf_vit_seg.conversion.registry import sources
+from hf_vit_seg.conversion.registry import all_sources
 from hub_models import contents, save_tiny_model
 from hub_server import Refusal, Repo
 from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
@@ -277,7 +277,7 @@ def test_card_next_to_checkpoint_defines_the_license(tmp_path):
 
 
 def test_nvidia_derived_weights_have_its_license():
-    licenses = {(a.name, source.name): source.weights.license_name for a, source in sources()}
+    licenses = {(a.name, source.name): source.weights.license_name for a, source in all_sources()}
     segformers = {key: name for key, name in licenses.items() if key[0] == "segformer"}
     assert segformers and set(segformers.values()) == {NVIDIA["license_name"]}
     assert {name for key, name in licenses.items() if key not in segformers} == {None}

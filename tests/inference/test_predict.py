@@ -21,7 +21,7 @@ from hf_vit_seg.drawing.overlays import draw_overlay
 from hf_vit_seg.drawing.palettes import class_palette, generate_palette
 from hf_vit_seg.errors import WriteError
 from hf_vit_seg.inference import ModelError, Segmenter
-from hf_vit_seg.inference.files.prediction import plan
+from hf_vit_seg.inference.files.prediction import create_jobs
 from hf_vit_seg.models.configuration_segformer import SegFormerConfig
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
 from hf_vit_seg.models.modeling_segformer import SegFormerForSemanticSegmentation, SegFormerModel
@@ -216,13 +216,13 @@ def test_output_paths_are_unique_and_inputs_kept(tmp_path):
     named = [str(tmp_path / name) for name in ("x/a.png", "y/a.png", "a.jpg", "a.png", "a.overlay.png", "a.png")]
     images = find_images([*named, str(tmp_path / "y")])
     assert len(images) == 6
-    jobs = plan(images, tmp_path)
+    jobs = create_jobs(images, tmp_path)
     results = [str(job.result(kind)) for job in jobs for kind in (".png", ".overlay.png", ".json", ".scores.png")]
     assert len(set(results)) == len(results)
     assert not {str(image.path) for image in images} & set(results)
-    assert [job.target.relative_to(tmp_path / "out") for job in plan(find_images([str(tmp_path)]), tmp_path / "out")][
-        -1
-    ] == Path("y/z/a")
+    assert [
+        job.target.relative_to(tmp_path / "out") for job in create_jobs(find_images([str(tmp_path)]), tmp_path / "out")
+    ][-1] == Path("y/z/a")
 
 
 def test_folder_lists_the_same_images_as_training(tmp_path):

@@ -21,7 +21,7 @@ from hf_vit_seg.data.sources.source_registry import SOURCES, SourceError, open_s
 from hf_vit_seg.data.transforms.batch_mixing import BatchOptions
 from hf_vit_seg.data.transforms.context import TransformContext, TransformOptions
 from hf_vit_seg.data.transforms.pipeline import TRANSFORMS, read_pipeline
-from hf_vit_seg.entry_points import PREFIX, HeadClass, Plugin, check_contract, load, load_all, subclass_check
+from hf_vit_seg.entry_points import PREFIX, HeadClass, Plugin, check_contract, load_all, load_entry, subclass_check
 from hf_vit_seg.export.exporters import Exporter
 from hf_vit_seg.inference import runtimes
 from hf_vit_seg.models.segmentation_heads import HEADS, find_head
@@ -64,7 +64,7 @@ def test_built_in_architectures_are_entry_points():
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_plugin_reports_its_error(name):
     target, reason = BROKEN[name]
-    plugin = load(EntryPoint(name=name, value=target, group="hf_vit_seg.losses"), subclass_check(Record))
+    plugin = load_entry(EntryPoint(name=name, value=target, group="hf_vit_seg.losses"), subclass_check(Record))
     assert plugin.value is None
     assert reason in (plugin.error or "")
 

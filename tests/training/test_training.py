@@ -45,7 +45,7 @@ from hf_vit_seg.training.loop import trainer as run_module
 from hf_vit_seg.training.loop.trainer import RunStatus, TrainingError
 from hf_vit_seg.training.recipe.metric_names import METRICS
 from hf_vit_seg.training.recipe_loading import load_recipe
-from hf_vit_seg.training.reports.run_log import read as read_log
+from hf_vit_seg.training.reports.run_log import read_run_log as read_log
 from hf_vit_seg.training.train_commands import evaluate_command, run_command, train_command
 
 

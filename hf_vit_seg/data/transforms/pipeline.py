@@ -151,11 +151,13 @@ class PluginStep:
         """Transform an image and its target. Raises RecordError if the result is not an image and a target."""
         found = self.step(image, target)
         if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], torch.Tensor)):
-            raise RecordError(f"{self.name} must return an image (a tensor) and a target, found {describe(found)}")
+            raise RecordError(
+                f"{self.name} must return an image (a tensor) and a target, found {describe_result(found)}"
+            )
         return found
 
 
-def describe(result: Any) -> str:
+def describe_result(result: Any) -> str:
     """Describe the type of a transform's result."""
     if isinstance(result, tuple):
         return f"({', '.join(type(part).__name__ for part in result)})"

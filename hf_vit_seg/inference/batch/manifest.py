@@ -133,7 +133,7 @@ def json_digest(content: Any) -> str:
 # Planning
 
 
-def plan(
+def plan_manifest(
     settings: RunSettings,
     storage: Storage,
     note: Callable[[int], Any] = lambda count: None,
@@ -367,6 +367,6 @@ __all__ = [
     "RunSettings",
     "check_inputs",
     "check_settings",
-    "plan",
+    "plan_manifest",
     "read_manifest",
 ]

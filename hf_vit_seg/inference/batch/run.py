@@ -31,7 +31,7 @@ from .manifest import (
     RunSettings,
     check_inputs,
     check_settings,
-    plan,
+    plan_manifest,
     read_manifest,
 )
 from .outputs import FORMATS, TEMPORARY, remove_results
@@ -138,7 +138,7 @@ def segment_images(run: BatchRun, observer: RunObserver | None = None) -> RunSum
             run_engine(run, manifest, pending, collect)
         finally:
             clean_up(manifest, run)
-        return finish(manifest, statuses)
+        return summarize_run(manifest, statuses)
 
 
 def check_run(run: BatchRun) -> None:
@@ -186,7 +186,9 @@ def open_manifest(run: BatchRun, storage: Storage, planned: Callable[[int], Any]
         elif any(name != ERRORS for name in storage.names()):
             raise RunError(f"{run.out} is not empty and has no manifest: choose an empty folder, or pass --overwrite")
         settings = run_settings(run)
-        return plan(settings, storage, planned, partial(remove_results, storage, settings) if run.overwrite else None)
+        return plan_manifest(
+            settings, storage, planned, partial(remove_results, storage, settings) if run.overwrite else None
+        )
 
 
 def warn_if_versions_changed(manifest: Manifest) -> None:
@@ -325,7 +327,7 @@ def clean_up(manifest: Manifest, run: BatchRun) -> None:
     (folder / TEMPORARY).rmdir()
 
 
-def finish(manifest: Manifest, statuses: Sequence[ShardStatus]) -> RunSummary:
+def summarize_run(manifest: Manifest, statuses: Sequence[ShardStatus]) -> RunSummary:
     """Summarize a run, and write the table of errors of all shards that are finished, and of `statuses`."""
     known = {index: status for index in range(manifest.shards) if (status := read_status(manifest, index))}
     every = known | {status.index: status for status in statuses}

@@ -19,7 +19,7 @@ from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.directory_lock import lock_file
 from hf_vit_seg.errors import OutOfMemory, WriteError, is_out_of_memory
 from hf_vit_seg.inference.dense.pixel_maps import MapSelection
-from hf_vit_seg.inference.files.prediction import Job, PredictOptions, report
+from hf_vit_seg.inference.files.prediction import Job, PredictOptions, segmentation_report
 from hf_vit_seg.inference.segmentation import Segmentation
 from hf_vit_seg.inference.segmenter import Segmenter, view_sizes
 from hf_vit_seg.local_paths import publishable_path
@@ -247,7 +247,7 @@ class Pipeline:
         if facts.missing is not None:
             result = result.hide(facts.missing)
         job = Job(ImageFile(Path(name), Path(row.path)), Path(row.target))
-        content = report(self.segmenter, job, result, facts, self.options) | {"image": name}
+        content = segmentation_report(self.segmenter, job, result, facts, self.options) | {"image": name}
         if self.output.portable:
             content |= {"image": self.manifest.publishable_name(row), "model": publishable_path(self.options.model)}
         kept = {key: value for key, value in content.items() if key not in NOT_REPORTED}

@@ -37,7 +37,7 @@ class PreparedImage:
         return self.views[0]
 
 
-def prepare(
+def prepare_image(
     image: Any, protocol: Protocol, processor: Any, channels: int = 3, max_pixels: int = MAX_PIXELS
 ) -> PreparedImage:
     """Resize an image (see `Segmenter.prepare`) according to the protocol, and normalize it with the processor."""
@@ -96,4 +96,4 @@ def milliseconds_since(start: float) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-__all__ = ["PreparedImage", "TimedModel", "milliseconds_since", "prepare", "prepare_pixels"]
+__all__ = ["PreparedImage", "TimedModel", "milliseconds_since", "prepare_image", "prepare_pixels"]

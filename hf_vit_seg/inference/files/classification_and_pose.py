@@ -57,7 +57,9 @@ def load_image(model: Classifier | PoseEstimator, job: Job, options: PredictOpti
     return LoadedImage(pixels, shown, milliseconds_since(start))
 
 
-def report(model: Classifier | PoseEstimator, job: Job, output: ImageOutput, options: PredictOptions) -> dict[str, Any]:
+def image_report(
+    model: Classifier | PoseEstimator, job: Job, output: ImageOutput, options: PredictOptions
+) -> dict[str, Any]:
     """Return the part of a report that all tasks share; timings are in milliseconds."""
     return {
         "image": str(job.image.path),
@@ -83,7 +85,7 @@ def classify(classifier: Classifier, jobs: Sequence[Job], options: PredictOption
     def write(job: Job, output: ImageOutput) -> Outcome:
         order = output.output.argsort(descending=True, stable=True)[:count].tolist()
         classes = [{"id": k, "name": names[k], "score": round(float(output.output[k]), 6)} for k in order]
-        return write_results(job, {}, report(classifier, job, output, options) | {"top_classes": classes})
+        return write_results(job, {}, image_report(classifier, job, output, options) | {"top_classes": classes})
 
     return run_jobs(jobs, lambda job: load_image(classifier, job, options), compute, write)
 
@@ -113,7 +115,7 @@ def estimate_poses(estimator: PoseEstimator, jobs: Sequence[Job], options: Predi
         return ImageOutput(image, keypoints, milliseconds_since(start), persons)
 
     def write(job: Job, output: ImageOutput) -> Outcome:
-        content = report(estimator, job, output, options) | {
+        content = image_report(estimator, job, output, options) | {
             "image_id": None if boxes is None else boxes.image_id(job.image),
             "category_id": 1 if boxes is None else boxes.category,
             "keypoint_names": estimator.names,

@@ -87,10 +87,10 @@ def predict_objects(segmenter: InstanceSegmenter, jobs: Sequence[Job], options: 
         outcome = write_results(job, savers, content)
         return replace(outcome, pixel_polygons=outcome.error is None and options.uses_pixels(facts.coordinates))
 
-    return run_jobs(jobs, lambda job: load(segmenter, job, options), find, write)
+    return run_jobs(jobs, lambda job: load_job(segmenter, job, options), find, write)
 
 
-def load(segmenter: InstanceSegmenter, job: Job, options: PredictOptions) -> Loaded:
+def load_job(segmenter: InstanceSegmenter, job: Job, options: PredictOptions) -> Loaded:
     """Read a job's image and its georeference."""
     start, path = time.perf_counter(), job.image.path
     pixels, shown, missing = load_file(path, segmenter.channels, segmenter.processor, options.max_pixels)

@@ -189,7 +189,7 @@ class Preparation(typing.Protocol):
         ...
 
 
-def plan(images: Sequence[ImageFile], out: Path, reserved: Sequence[Path] = ()) -> list[Job]:
+def create_jobs(images: Sequence[ImageFile], out: Path, reserved: Sequence[Path] = ()) -> list[Job]:
     """Assign each image a unique target in `out` whose results do not overwrite inputs, nor the files `reserved`.
 
     Images of folders keep their subfolder. If two images differ only in suffix or folder, the name of the later one is
@@ -230,9 +230,9 @@ def predict(segmenter: Segmenter, jobs: Sequence[Job], options: PredictOptions) 
 
     return run_jobs(
         jobs,
-        read=lambda job: read(segmenter, job, options),
+        read=lambda job: read_job(segmenter, job, options),
         compute=segment,
-        write=lambda job, found: write(segmenter, job, found[0], found[1], options),
+        write=lambda job, found: write_job(segmenter, job, found[0], found[1], options),
     )
 
 
@@ -272,7 +272,7 @@ def failure_message(job: Job, error: Exception) -> str:
     return text if text.startswith(f"{job.image.path}:") else f"{job.image.path}: {text}"
 
 
-def read(segmenter: Segmenter, job: Job, options: PredictOptions) -> tuple[PreparedImage, FileFacts]:
+def read_job(segmenter: Segmenter, job: Job, options: PredictOptions) -> tuple[PreparedImage, FileFacts]:
     """Read and preprocess a job's image."""
     return read_image(segmenter, job.image.path, options)
 
@@ -294,7 +294,9 @@ def read_image(preparation: Preparation, file: File, options: PredictOptions) ->
     return prepared, facts
 
 
-def write(segmenter: Segmenter, job: Job, result: Segmentation, facts: FileFacts, options: PredictOptions) -> Outcome:
+def write_job(
+    segmenter: Segmenter, job: Job, result: Segmentation, facts: FileFacts, options: PredictOptions
+) -> Outcome:
     """Write all results of a job atomically."""
     try:
         if facts.missing is not None:
@@ -303,7 +305,7 @@ def write(segmenter: Segmenter, job: Job, result: Segmentation, facts: FileFacts
         savers = {suffix: saver(suffix, job, result, maps, options) for suffix in options.suffixes}
         if facts.georeference:
             savers |= maps.tiffs()
-        content = report(segmenter, job, result, facts, options)
+        content = segmentation_report(segmenter, job, result, facts, options)
     except Exception as error:
         return failed_outcome(job, error)
     outcome = write_results(job, savers, content)
@@ -355,7 +357,7 @@ def save_top_classes(result: Segmentation, path: Path) -> None:
     np.savez_compressed(path, classes=result.top_classes, scores=result.top_scores.astype(np.float16))
 
 
-def report(
+def segmentation_report(
     segmenter: Segmenter, job: Job, result: Segmentation, facts: FileFacts, options: PredictOptions
 ) -> dict[str, Any]:
     """Return the report of an image for JSON: shares, scores and entropy are 0 .. 1, timings in milliseconds.

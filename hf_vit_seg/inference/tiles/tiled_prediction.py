@@ -72,7 +72,7 @@ def predict_tiled(segmenter: Segmenter, job: Job, options: PredictOptions) -> It
             coordinates = map_coordinates(job.image.path, image.georeference, image.size, options.coordinates)
         tiles = TileGrid(image.size, options.tile or SIDE)
         folder = job.target.with_name(f".{job.target.name}.tiles")
-        record = stack.enter_context(closing(TileRecord(folder, plan(segmenter, job, image, tiles, options))))
+        record = stack.enter_context(closing(TileRecord(folder, plan_tiles(segmenter, job, image, tiles, options))))
         tiled = stack.enter_context(closing(TiledImage(segmenter, image, tiles, folder)))
         planes = {
             name: stack.enter_context(closing(record.plane(name, image.size, kind)))
@@ -86,7 +86,9 @@ def predict_tiled(segmenter: Segmenter, job: Job, options: PredictOptions) -> It
                 record.add(tile)
             yield Progress(len(record.done), len(tiles), resumed, options.uses_pixels(coordinates))
         seconds = time.perf_counter() - start
-        facts = report(segmenter, job, planes["labels"], options, {"side": tiles.side, "resumed": resumed}, seconds)
+        facts = tiled_report(
+            segmenter, job, planes["labels"], options, {"side": tiles.side, "resumed": resumed}, seconds
+        )
         facts |= polygon_facts(coordinates, options)
         results = map_results(segmenter, image, planes, coordinates)
         found = savers(job, image, results, facts, options)
@@ -94,7 +96,7 @@ def predict_tiled(segmenter: Segmenter, job: Job, options: PredictOptions) -> It
         record.remove()
 
 
-def plan(
+def plan_tiles(
     segmenter: Segmenter, job: Job, image: RegionImage, tiles: TileGrid, options: PredictOptions
 ) -> dict[str, Any]:
     """Return all settings and files that the maps depend on, for `TileRecord`."""
@@ -211,7 +213,7 @@ def resize_part(image: RegionImage, part: Tile, small: tuple[int, int]) -> Image
     return seen.resize((part.size[1], part.size[0]), Image.Resampling.BOX, box=box)
 
 
-def report(
+def tiled_report(
     segmenter: Segmenter, job: Job, labels: Raster, options: PredictOptions, tiling: dict[str, int], seconds: float
 ) -> dict[str, Any]:
     """Return the report of an image for JSON, as in `prediction.report`."""

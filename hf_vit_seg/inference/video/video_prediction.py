@@ -181,7 +181,7 @@ def predict_video(
             yield progress
         with write_errors(target):
             writer.finish()
-        text = json_text(report(segmenter, job, options, video, tally, writer.notes), indent=2)
+        text = json_text(video_report(segmenter, job, options, video, tally, writer.notes), indent=2)
         write_files({target: unfinished.replace, job.result(REPORT): lambda path: path.write_text(text, "utf-8")})
         yield replace(progress, notes=tuple(writer.notes))
 
@@ -191,7 +191,7 @@ def save_frame(job: Job, number: int, image: Image.Image) -> None:
     write_files({job.result(FRAMES) / f"{number:06d}.png": lambda file: image.save(file)})
 
 
-def report(
+def video_report(
     segmenter: Segmenter | InstanceSegmenter,
     job: Job,
     options: PredictOptions,

@@ -16,7 +16,7 @@ from pathlib import Path
 from hf_vit_seg.atomic_io import write_files
 from hf_vit_seg.training.checkpoints.run_directory import PLOTS
 from hf_vit_seg.training.reports.metrics_report import FILE, MetricsReport, read_report
-from hf_vit_seg.training.reports.run_log import read
+from hf_vit_seg.training.reports.run_log import read_run_log
 
 from .classes import class_figure, main_column, precision_recall_figure, reliability_figure, scores_figure
 from .confusion_figures import confusion_figure
@@ -40,7 +40,7 @@ def draw_plots(directory: Path | str, report: MetricsReport | None = None) -> li
     """
     directory = Path(directory)
     report = report or find_report(directory)
-    lines = read(directory)
+    lines = read_run_log(directory)
     figures = {"training": training_figure(lines), "metrics": metric_figure(lines, report and report.metric)}
     if report is not None:
         column = main_column(report) or ""

@@ -48,7 +48,7 @@ from .best_model import complete_best_model
 from .gradient_accumulation import windows
 from .optimizer_step import OptimizerStep, TrainingError
 from .run_outputs import RunOutputs
-from .setup import TrainingComponents, build_accelerator, prepare, resolve_recipe
+from .setup import TrainingComponents, build_accelerator, prepare_training, resolve_recipe
 from .signals import GracefulStop, release_workers
 from .step_log import StepLog, is_due
 
@@ -270,7 +270,7 @@ def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerat
         sharded = accelerator.distributed_type in SHARDING
         check_same_run(checkpoint, start, recipe, accelerator.num_processes, sharded)
     with discard_on_error(directory, accelerator):
-        parts = prepare(recipe, accelerator, directory.facts, start)
+        parts = prepare_training(recipe, accelerator, directory.facts, start)
         on_main_process(accelerator, lambda: directory.prepare(parts.recipe, resume, parts.skipped))
         run = Run(parts, directory, start, report)
     if checkpoint is not None and start is not None:

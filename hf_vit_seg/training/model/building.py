@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from hf_vit_seg.conversion.convert import Conversion
 from hf_vit_seg.conversion.errors import ConversionError
-from hf_vit_seg.conversion.in_memory import convert_pretrained, describe
+from hf_vit_seg.conversion.in_memory import convert_pretrained, describe_conversion
 from hf_vit_seg.data.statistics import Statistics
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.loading.errors import INVALID_FILES
@@ -172,7 +172,7 @@ def load_pretrained_model(
     target = complete_config(stored, recipe, names, ignore_index, channels)
     model, notes = adapt_pretrained_model(checkpoint, stored, target, recipe.model.copy_classes)
     if isinstance(checkpoint, ConvertedModel) and converted is not None:
-        notes.insert(0, describe(path, converted))
+        notes.insert(0, describe_conversion(path, converted))
     if hasattr(model, SAVED_ADAPTERS):
         notes.append("the adapters of the checkpoint are trained further")
     return model, notes

@@ -14,7 +14,7 @@ from typing import Any
 from hf_vit_seg.atomic_io import write_text
 
 from .metrics_report import PER_CLASS
-from .run_log import Line, read
+from .run_log import Line, read_run_log
 
 RESULTS = "results.csv"
 OF_STEPS = {"epoch": "epoch", "learning_rate": "learning_rate", "images_per_second": "images_per_second"}
@@ -22,7 +22,7 @@ OF_STEPS = {"epoch": "epoch", "learning_rate": "learning_rate", "images_per_seco
 
 def write_results(directory: Path) -> Path | None:
     """Write results.csv from the log of a run, atomically; None without an evaluation."""
-    rows = result_rows(read(directory))
+    rows = result_rows(read_run_log(directory))
     if not rows:
         return None
     columns = dict.fromkeys(name for row in rows for name in row)

@@ -79,7 +79,7 @@ class RunLog:
         self.resumed_after = step
         if self.path.exists():
             last = {True: step - (not evaluated), False: step}  # by whether a line is an evaluation
-            kept = [line for line in read(self.path.parent) if line["step"] <= last["evaluation" in line]]
+            kept = [line for line in read_run_log(self.path.parent) if line["step"] <= last["evaluation" in line]]
             text = "".join(f"{json_line(line)}\n" for line in kept)
             write_text(self.path, text)
 
@@ -114,7 +114,7 @@ def flatten(name: str, value: Any) -> list[tuple[str, Any]]:
     return [(f"{name}/{key}", part) for key, part in value.items()] if isinstance(value, Mapping) else [(name, value)]
 
 
-def read(directory: Path | str) -> list[Line]:
+def read_run_log(directory: Path | str) -> list[Line]:
     """Read all lines of a run's log, an empty list if there is none. An incomplete last line is dropped.
 
     RunLogError for invalid lines.

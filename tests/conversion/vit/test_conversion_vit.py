@@ -185,7 +185,7 @@ def test_unverified_heads_are_reported(tmp_path: Path) -> None:
 
 
 def vit_sources() -> list[str]:
-    return [registry.full_name(*pair) for pair in registry.sources() if pair[0].name == "vit"]
+    return [registry.full_name(*pair) for pair in registry.all_sources() if pair[0].name == "vit"]
 
 
 def test_all_vit_sources_are_registered() -> None:

@@ -19,7 +19,7 @@ from hf_vit_seg.data.checks.check import check
 from hf_vit_seg.data.datasets import open_split
 from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
 from hf_vit_seg.data.statistics import compute_statistics
-from hf_vit_seg.inference.dense.image_preparation import prepare
+from hf_vit_seg.inference.dense.image_preparation import prepare_image
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.image_inputs import load_file
 from hf_vit_seg.models.image_processing_segmentation import SemanticSegmentationImageProcessor
@@ -139,7 +139,7 @@ def test_check_does_not_count_missing_pixels(tmp_path):
 def test_predict_fills_missing_pixels_with_the_mean(tmp_path):
     path = write_floats(tmp_path / "data", LOWEST, tag="-3.4028235e+38", count=1) / "images" / "0.tif"
     fields = {"image_mean": [100.0, 90.0], "image_std": [10.0, 10.0], "do_rescale": False, "do_resize": False}
-    prepared = prepare(path, Protocol(), SemanticSegmentationImageProcessor(**fields), 2)
+    prepared = prepare_image(path, Protocol(), SemanticSegmentationImageProcessor(**fields), 2)
     assert (prepared.pixel_values[..., :8, :8].abs() < 1e-5).all() and prepared.pixel_values.isfinite().all()
 
 

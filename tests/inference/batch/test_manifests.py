@@ -17,7 +17,7 @@ from hf_vit_seg.inference.batch.manifest import (
     ManifestError,
     RunSettings,
     check_settings,
-    plan,
+    plan_manifest,
     read_manifest,
     shard_bounds,
 )
@@ -107,7 +107,7 @@ def settings(tmp_path) -> RunSettings:
 
 def test_plan_is_read_back(settings, tmp_path):
     storage = Storage(str(tmp_path / "out"))
-    manifest = plan(settings, storage)
+    manifest = plan_manifest(settings, storage)
     found = read_manifest(storage)
     assert found == manifest and found.fingerprint == manifest.fingerprint
     rows = [row for shard in range(found.shards) for row in found.rows(shard)]
@@ -119,7 +119,7 @@ def test_plan_is_read_back(settings, tmp_path):
 
 
 def test_plan_does_not_depend_on_the_output(settings, tmp_path):
-    one, two = (plan(settings, Storage(str(tmp_path / name))) for name in ("one", "two"))
+    one, two = (plan_manifest(settings, Storage(str(tmp_path / name))) for name in ("one", "two"))
     assert one.fingerprint == two.fingerprint
     assert (tmp_path / "one/.manifest/images.parquet").read_bytes() == (
         tmp_path / "two/.manifest/images.parquet"
@@ -129,11 +129,11 @@ def test_plan_does_not_depend_on_the_output(settings, tmp_path):
 def test_image_given_twice_is_planned_once(settings, tmp_path):
     folder = settings.inputs[0]
     twice = replace(settings, inputs=(folder, folder, f"{folder}/0.png"))
-    assert plan(twice, Storage(str(tmp_path / "out"))).images == 5
+    assert plan_manifest(twice, Storage(str(tmp_path / "out"))).images == 5
 
 
 def test_other_settings_raise(settings, tmp_path):
-    manifest = plan(settings, Storage(str(tmp_path / "out")))
+    manifest = plan_manifest(settings, Storage(str(tmp_path / "out")))
     check_settings(manifest, settings)
     for changed in (replace(settings, model_digest="other"), replace(settings, options={"overlay": False})):
         with pytest.raises(ManifestError):
@@ -143,7 +143,7 @@ def test_other_settings_raise(settings, tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"version": 1}'])
 def test_damaged_header_raises(settings, tmp_path, content):
     storage = Storage(str(tmp_path / "out"))
-    plan(settings, storage)
+    plan_manifest(settings, storage)
     storage.write_text(HEADER, content)
     with pytest.raises(ManifestError):
         read_manifest(storage)
@@ -151,7 +151,7 @@ def test_damaged_header_raises(settings, tmp_path, content):
 
 def test_header_of_another_version_raises(settings, tmp_path):
     storage = Storage(str(tmp_path / "out"))
-    plan(settings, storage)
+    plan_manifest(settings, storage)
     header = json.loads(storage.read(HEADER) or b"")
     storage.write_text(HEADER, json.dumps(header | {"version": 0}))
     with pytest.raises(ManifestError):

@@ -10,7 +10,7 @@ from many_images import write_photos
 from tiny_segmenters import save_segmenter
 
 from hf_vit_seg.inference.batch import ray_engine
-from hf_vit_seg.inference.batch.manifest import RunSettings, plan
+from hf_vit_seg.inference.batch.manifest import RunSettings, plan_manifest
 from hf_vit_seg.inference.batch.processes import ShardProgress, Work
 from hf_vit_seg.inference.batch.ray_engine import ProgressRelay, ShardActor, ShardCounts, poll, read_row
 from hf_vit_seg.inference.batch.shard import ShardStatus, WorkSettings
@@ -22,7 +22,7 @@ def work_of(folder: Path, shards: int) -> Work:
     model = save_segmenter(folder / "model")
     photos = write_photos(folder / "photos", 4)
     settings = RunSettings(str(model), "", (str(photos),), shards=shards)
-    manifest = plan(settings, Storage(str(folder / "out")))
+    manifest = plan_manifest(settings, Storage(str(folder / "out")))
     return Work(manifest, PredictOptions(model=str(model), device="cpu", overlay=False), WorkSettings())
 
 

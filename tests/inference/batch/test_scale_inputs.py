@@ -16,7 +16,7 @@ from hf_vit_seg.data.images.files import ImageBytes, ImageFileError
 from hf_vit_seg.data.storage.addresses import ConnectionLost, StorageError
 from hf_vit_seg.inference.batch.batch_inputs import InputError, find_sources
 from hf_vit_seg.inference.batch.image_readers import Readers
-from hf_vit_seg.inference.batch.manifest import Manifest, RunSettings, plan
+from hf_vit_seg.inference.batch.manifest import Manifest, RunSettings, plan_manifest
 from hf_vit_seg.inference.batch.run import BatchRun, segment_images
 from hf_vit_seg.inference.batch.storage import Storage
 from hf_vit_seg.inference.files.prediction import PredictOptions
@@ -24,7 +24,7 @@ from hf_vit_seg.inference.files.prediction import PredictOptions
 
 def read_all(out: Path, *inputs: str, column: str = "") -> dict[str, bytes]:
     """The encoded images of inputs by the names of their results, read as two shards are."""
-    manifest = plan(RunSettings("model", "", inputs, column=column, shards=2), Storage(str(out)))
+    manifest = plan_manifest(RunSettings("model", "", inputs, column=column, shards=2), Storage(str(out)))
     readers, found = Readers(manifest), {}
     for shard in range(manifest.shards):
         for row in manifest.rows(shard):
@@ -138,7 +138,7 @@ def test_unusable_inputs_raise(tmp_path, monkeypatch, given, error):
         Path(name).write_text("text" * 400)
     datasets.Dataset.from_dict({"number": [1]}).to_parquet("numbers.parquet")
     with pytest.raises(error):
-        plan(RunSettings("model", "", (given,)), Storage("out"))
+        plan_manifest(RunSettings("model", "", (given,)), Storage("out"))
     assert not Path("out/.manifest/manifest.json").exists()
 
 
@@ -168,7 +168,7 @@ def test_column_of_images(tmp_path):
 
 
 def planned(out: Path, given: str) -> Manifest:
-    return plan(RunSettings("model", "", (given,)), Storage(str(out)))
+    return plan_manifest(RunSettings("model", "", (given,)), Storage(str(out)))
 
 
 def test_lost_connection_is_not_a_broken_image(tmp_path, monkeypatch):
@@ -260,7 +260,7 @@ def test_stream_is_read_once_by_a_process(stream, tmp_path):
 
 def test_skipped_rows_of_a_stream_are_not_stored(stream, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_vit_seg.inference.batch.image_readers.KEPT_ROWS", 2)
-    manifest = plan(RunSettings("model", "", ("datasets://me/stream",), shards=4), Storage(str(tmp_path)))
+    manifest = plan_manifest(RunSettings("model", "", ("datasets://me/stream",), shards=4), Storage(str(tmp_path)))
     stream.clear()
     readers = Readers(manifest)
     for shard in (0, 3):

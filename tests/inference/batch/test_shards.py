@@ -25,7 +25,7 @@ from tiny_segmenters import segmenter
 from hf_vit_seg.directory_lock import InUseError
 from hf_vit_seg.errors import WriteError
 from hf_vit_seg.inference import Protocol, Segmenter
-from hf_vit_seg.inference.batch.manifest import Manifest, RunSettings, plan
+from hf_vit_seg.inference.batch.manifest import Manifest, RunSettings, plan_manifest
 from hf_vit_seg.inference.batch.shard import (
     ShardSegmenter,
     ShardStatus,
@@ -52,7 +52,9 @@ def photos(tmp_path) -> Path:
 
 
 def planned(photos: Path, out: Path | str, kind: str = "folder", shards: int = 1, **settings: Any) -> Manifest:
-    return plan(RunSettings("model", "", (str(photos),), format=kind, shards=shards, **settings), Storage(str(out)))
+    return plan_manifest(
+        RunSettings("model", "", (str(photos),), format=kind, shards=shards, **settings), Storage(str(out))
+    )
 
 
 def segment_all(

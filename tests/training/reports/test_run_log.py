@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hf_vit_seg.records import RecordError
 from hf_vit_seg.training.reports.json_values import json_line, json_value
-from hf_vit_seg.training.reports.run_log import FILE, RunLog, RunLogError, read
+from hf_vit_seg.training.reports.run_log import FILE, RunLog, RunLogError, read_run_log
 from hf_vit_seg.training.reports.trackers import check_trackers, flatten_settings
 
 OTHER_PROCESS = SimpleNamespace(is_main_process=False)
@@ -22,7 +22,7 @@ def test_log_round_trip(tmp_path):
     log = RunLog(tmp_path)
     log.step({"step": 1, "loss": torch.tensor(0.5), "learning_rate": np.float64(6e-5)})
     log.evaluation(1, {"mean_iou": 0.25, "per_category_iou": np.array([0.5, np.nan]), "matrix": np.eye(2)})
-    assert read(tmp_path) == [
+    assert read_run_log(tmp_path) == [
         {"step": 1, "loss": 0.5, "learning_rate": 6e-5},
         {"step": 1, "evaluation": {"mean_iou": 0.25, "per_category_iou": [0.5, None]}},
     ]
@@ -66,31 +66,31 @@ def test_truncation_keeps_earlier_lines(tmp_path_factory, steps, evaluated, wher
     for step in steps:
         log.step({"step": step, "loss": step / 7})
         log.evaluation(step, {"mean_iou": 0.5})
-    before = read(folder)
+    before = read_run_log(folder)
     log.truncate(where, evaluated)
     again = [line for line in before if line["step"] == where and "evaluation" in line and not evaluated]
-    assert read(folder) == [line for line in before if line["step"] <= where and line not in again]
+    assert read_run_log(folder) == [line for line in before if line["step"] <= where and line not in again]
     log.step({"step": where + 1})
-    assert read(folder)[-1] == {"step": where + 1}
+    assert read_run_log(folder)[-1] == {"step": where + 1}
     assert [path.name for path in folder.iterdir()] == [FILE]
 
 
 def test_truncated_last_line_is_dropped(tmp_path):
     (tmp_path / FILE).write_text('{"step": 1}\n{"step": 2, "lo')
-    assert read(tmp_path) == [{"step": 1}]
+    assert read_run_log(tmp_path) == [{"step": 1}]
     RunLog(tmp_path).step({"step": 2})
-    assert read(tmp_path) == [{"step": 1}, {"step": 2}]
+    assert read_run_log(tmp_path) == [{"step": 1}, {"step": 2}]
 
 
 @pytest.mark.parametrize("text", ["no json\n", "[1]\n", '{"loss": 1}\n'])
 def test_unknown_file_raises(tmp_path, text):
     (tmp_path / FILE).write_text('{"step": 1}\n' + text)
     with pytest.raises(RunLogError, match="line 2: not a line of a run's log"):
-        read(tmp_path)
+        read_run_log(tmp_path)
 
 
 def test_missing_log_has_no_lines(tmp_path):
-    assert read(tmp_path) == []
+    assert read_run_log(tmp_path) == []
 
 
 def test_only_the_main_process_writes(tmp_path):
@@ -153,7 +153,7 @@ def test_failing_tracker_does_not_stop_the_run(tmp_path, monkeypatch, caplog):
     assert [record.getMessage() for record in caplog.records if "no network" in record.getMessage()] == [
         "trackers (tensorboard) failed and are disabled from step 1 on: no network"
     ]
-    assert len(read(tmp_path)) == 2
+    assert len(read_run_log(tmp_path)) == 2
 
 
 def test_nested_settings_have_dotted_names():
