@@ -46,8 +46,8 @@ class PyramidViT(nn.Module):
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
             layer_norm_eps=EPS,
-            attn_implementation="sdpa",
         )
+        config._attn_implementation = "sdpa"
         self.vit = ViTModel(config, add_pooling_layer=False)
         self.levels = [config.num_hidden_layers * level // 4 for level in range(1, 5)]
         self.pyramid = FeaturePyramid(width, EPS)
@@ -73,17 +73,18 @@ class PyramidViT(nn.Module):
 def save_all(variant: str, folder: Path, size: int) -> None:
     """Save the same random weights for both models."""
     width, architecture = WIDTHS[variant], architectures()["vit"]
-    config = architecture.config(
-        hidden_size=width,
-        num_attention_heads=width // 64,
-        intermediate_size=4 * width,
-        image_size=size,
-        layer_norm_eps=EPS,
-        decode_head="feature_pyramid",
-        decode_head_hidden_size=HEAD_WIDTH,
-        decode_head_dropout_prob=0.0,
-        num_labels=CLASSES,
-    )
+    settings: dict[str, Any] = {
+        "hidden_size": width,
+        "num_attention_heads": width // 64,
+        "intermediate_size": 4 * width,
+        "image_size": size,
+        "layer_norm_eps": EPS,
+        "decode_head": "feature_pyramid",
+        "decode_head_hidden_size": HEAD_WIDTH,
+        "decode_head_dropout_prob": 0.0,
+        "num_labels": CLASSES,
+    }
+    config = architecture.config(**settings)
     randomize(architecture.models["AutoModelForSemanticSegmentation"](config)).save_pretrained(folder / "ours")
 
 

@@ -43,7 +43,7 @@ class SegmentedFile(Generic[Result]):
     name: str
     title: str
     result: Result
-    segmentation_report: dict[str, Any]
+    report: dict[str, Any]
     seen: int
 
     @property

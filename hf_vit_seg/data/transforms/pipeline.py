@@ -149,12 +149,12 @@ class PluginStep:
 
     def __call__(self, image: torch.Tensor, target: Any) -> tuple[torch.Tensor, Any]:
         """Transform an image and its target. Raises RecordError if the result is not an image and a target."""
-        found = self.step(image, target)
-        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], torch.Tensor)):
+        result = self.step(image, target)
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], torch.Tensor)):
             raise RecordError(
-                f"{self.name} must return an image (a tensor) and a target, found {describe_result(found)}"
+                f"{self.name} must return an image (a tensor) and a target, found {describe_result(result)}"
             )
-        return found
+        return result
 
 
 def describe_result(result: Any) -> str:

@@ -216,7 +216,7 @@ def resize_part(image: RegionImage, part: Tile, small: tuple[int, int]) -> Image
 def tiled_report(
     segmenter: Segmenter, job: Job, labels: Raster, options: PredictOptions, tiling: dict[str, int], seconds: float
 ) -> dict[str, Any]:
-    """Return the report of an image for JSON, as in `prediction.report`."""
+    """Return the report of an image for JSON, as in `segmentation_report`."""
     height, width = labels.shape
     lengths = nodata_label(len(segmenter.names)) + 1
     pixels = sum(np.bincount(block.ravel(), minlength=lengths) for block in row_blocks(labels))

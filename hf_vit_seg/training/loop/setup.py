@@ -167,7 +167,7 @@ def prepare_training(
     check_sharding(recipe, accelerator)
     seed_run(recipe)
     data, checked = open_usable_data(recipe, accelerator, facts, start)
-    built = build_model(recipe, accelerator, data)
+    built = build_model_for_data(recipe, accelerator, data)
     if start is None:
         try_evaluation_once(recipe, accelerator, data, checked, built)
     model = prepare_for_training(built.model, recipe.model)
@@ -331,7 +331,7 @@ def sample_weights(recipe: Recipe, part: SplitFacts) -> list[float] | None:
     return rare_class_weights(part, sampling.temperature).tolist()
 
 
-def build_model(recipe: Recipe, accelerator: Accelerator, data: Data) -> BuiltModel:
+def build_model_for_data(recipe: Recipe, accelerator: Accelerator, data: Data) -> BuiltModel:
     """Build the model and its image processor, with statistics of the training images if the recipe needs them."""
     table, statistics = data.train.class_table, None
     if MEASURED in recipe.processor.values():
