@@ -170,7 +170,7 @@ def find_sources(*_):
     yield Source("files", "photos"), (Entry(name, 1_000_000, 0, name) for name in names)
 
 manifest.find_sources = find_sources
-planned = manifest.plan(manifest.RunSettings("model", "", ("photos",)), Storage(sys.argv[1]))
+planned = manifest.plan_manifest(manifest.RunSettings("model", "", ("photos",)), Storage(sys.argv[1]))
 assert "torch" not in sys.modules and planned.images == int(sys.argv[2])
 # not ru_maxrss, which includes the process that started this one
 print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])

@@ -243,7 +243,7 @@ def stream(monkeypatch) -> list[int]:
 
     features = datasets.Features({"image": datasets.Image()})
     data = datasets.IterableDataset.from_generator(rows, features=features)
-    for module in ("inputs", "readers"):
+    for module in ("batch_inputs", "image_readers"):
         monkeypatch.setattr(f"hf_vit_seg.inference.batch.{module}.load_dataset", lambda source: data)
     return read
 
