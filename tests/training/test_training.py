@@ -294,14 +294,14 @@ class Faulty:
 
 
 def with_fault(monkeypatch, first: int, last: float = math.inf) -> None:
-    prepare = run_module.prepare
+    prepare = run_module.prepare_training
 
     def faulty(*arguments):
         parts = prepare(*arguments)
         object.__setattr__(parts, "objective", Faulty(parts.objective, first, last))
         return parts
 
-    monkeypatch.setattr(run_module, "prepare", faulty)
+    monkeypatch.setattr(run_module, "prepare_training", faulty)
 
 
 def test_step_with_non_finite_loss_is_skipped(recipe, tmp_path, monkeypatch):
@@ -347,7 +347,7 @@ def test_norms_are_synchronized_after_the_trial_steps(recipe, tmp_path, monkeypa
     monkeypatch.setattr(preparation, "find_batch_size", try_out)
     loaded = load_recipe(recipe, ["model.norm=sync", "loop.batch_size=auto"])
     accelerator = preparation.build_accelerator(loaded, tmp_path)
-    parts = preparation.prepare(loaded, accelerator, tmp_path / "facts.json", None)
+    parts = preparation.prepare_training(loaded, accelerator, tmp_path / "facts.json", None)
     assert tried == [False] and has_norm(parts.model, torch.nn.SyncBatchNorm)
 
 

@@ -59,7 +59,7 @@ def test_skipped_step_with_a_loss_scaler(data, tmp_path, monkeypatch, value):
         return part
 
     def prepare(recipe, accelerator, facts, start):
-        parts = preparation.prepare(recipe, accelerator, facts, start)
+        parts = preparation.prepare_training(recipe, accelerator, facts, start)
         accelerator.scaler = parts.optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         parts.optimizer._accelerate_step_called = False
         parts.optimizer._optimizer_original_step_method = parts.optimizer.optimizer.step
@@ -75,7 +75,7 @@ def test_skipped_step_with_a_loss_scaler(data, tmp_path, monkeypatch, value):
 
         return patched
 
-    monkeypatch.setattr(module, "prepare", prepare)
+    monkeypatch.setattr(module, "prepare_training", prepare)
     monkeypatch.setattr(optimizer_step, "accumulate", corrupted)
     recipe = settings(data)
     recipe["model"]["norm"] = "batch"
