@@ -101,13 +101,13 @@ def test_run_holds_its_lock_from_data_check_to_test(tmp_path, monkeypatch):
 
         return note_lock
 
-    for name in ("prepare", "write_evaluation", "save_checkpoint"):
+    for name in ("prepare_training", "write_evaluation", "save_checkpoint"):
         monkeypatch.setattr(run_module, name, note(name, getattr(run_module, name)))
     monkeypatch.setattr(run_outputs, "draw_plots", note("draw_plots", run_outputs.draw_plots))
     changes = settings(write_data(tmp_path / "data"))
     changes["data"]["test"] = changes["data"]["validation"]
     run(write_recipe(tmp_path, changes), tmp_path / "run", "loop.steps=1", "evaluation.samples=0")
-    assert seen == ["prepare", "save_checkpoint", "draw_plots", "write_evaluation"]
+    assert seen == ["prepare_training", "save_checkpoint", "draw_plots", "write_evaluation"]
 
 
 def test_run_finished_while_waiting_is_not_replaced(folder, monkeypatch):
