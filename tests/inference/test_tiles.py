@@ -379,7 +379,7 @@ MEMORY = """
 import sys
 from pathlib import Path
 import torch
-from hf_vit_seg.inference.tiles import reading
+from hf_vit_seg.inference.tiles import region_reading
 from hf_vit_seg.inference import Protocol
 from hf_vit_seg.inference.files.prediction import PredictOptions
 from hf_vit_seg.inference.tiles.tiled_prediction import predict_tiled
@@ -387,7 +387,7 @@ from benchmarks.measuring import peak_rss
 from tiny_segmenters import job, segmenter
 
 torch.set_num_threads(1)
-reading.CACHE_BYTES = 32 * 2**20
+region_reading.CACHE_BYTES = 32 * 2**20
 run = segmenter(Protocol(window=512, stride=512))
 for _ in predict_tiled(run, job(Path(sys.argv[1]), Path(sys.argv[2])), PredictOptions(tile=1024)):
     pass
