@@ -16,7 +16,8 @@ from transformers import AutoImageProcessor
 from hf_vit_seg import __version__, architectures
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models import layers
-from tests.released.make import ABOUT, BACKBONE, MODELS, OUTPUTS, RESUMED, RUN, outputs_of, resume
+from tests.released.make import BACKBONE, MODELS, RESUMED, RUN, resume
+from tests.released.outputs import ABOUT, OUTPUTS, outputs_of
 
 RELEASED = REPOSITORY / "tests" / "released"
 DIRECTORIES = sorted(path.parent for path in RELEASED.glob(f"*/*/{ABOUT}"))

@@ -9,7 +9,6 @@ for each release and never changed.
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,11 +25,11 @@ from tiny_runs import run, settings, write_data, write_recipe
 from hf_vit_seg import __version__, architectures
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory
 
+from .outputs import ABOUT, OUTPUTS, SIZE, outputs_of
+
 FOLDER = Path(__file__).parent
-OUTPUTS, ABOUT = "outputs.safetensors", "about.json"
 RUN, RESUMED, STEPS = "run", "resumed.safetensors", 3
 NOT_FROZEN = ("plots", "samples", "best", "last", "report.html")  # of a run, which a resumed one writes again
-SIZE = (40, 56)  # of the image
 SEGMENTATION, UNIVERSAL = "AutoModelForSemanticSegmentation", "AutoModelForUniversalSegmentation"
 CLASSIFICATION, POSE = "AutoModelForImageClassification", "AutoModelForPoseEstimation"
 BACKBONE, FEATURES = "AutoBackbone", "AutoModel"
@@ -108,30 +107,11 @@ MODELS: list[tuple[str, str, str, dict[str, Any]]] = [
 ]
 
 
-def pixel_values(channels: int = 3) -> torch.Tensor:
-    """Return the input (1, C, H, W) of all models, without a random generator."""
-    return (
-        (torch.arange(channels * SIZE[0] * SIZE[1], dtype=torch.float64) * 0.37).sin().float().view(1, channels, *SIZE)
-    )
+def freeze(folder: Path, architecture: str, auto: str, fields: dict[str, Any], with_code: bool = False) -> None:
+    """Write a model with random weights, which bfloat16 holds exactly, its image processor, and its outputs.
 
-
-@torch.no_grad()
-def outputs_of(model: Any) -> dict[str, torch.Tensor]:
-    """Return the tensors of a model's output for `pixel_values`, by name."""
-    found = model.eval()(pixel_values())
-    return dict(named_tensors(found))
-
-
-def named_tensors(outputs: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of an output and their names; those in a tuple are numbered."""
-    for name, value in outputs.items():
-        for number, tensor in enumerate(value if isinstance(value, tuple) else [value]):
-            if isinstance(tensor, torch.Tensor):
-                yield (f"{name}.{number}" if isinstance(value, tuple) else name), tensor.contiguous()
-
-
-def freeze(folder: Path, architecture: str, auto: str, fields: dict[str, Any]) -> None:
-    """Write a model with random weights, which bfloat16 holds exactly, its image processor, and its outputs."""
+    With code, the directory also has the copies of our modules for users without the package.
+    """
     torch.manual_seed(0)
     own = architectures()[architecture]
     labels = {} if auto in (BACKBONE, FEATURES) else {"num_labels": 3}
@@ -141,8 +121,9 @@ def freeze(folder: Path, architecture: str, auto: str, fields: dict[str, Any]) -
     kind = "instance" if auto == UNIVERSAL else None
     own.processor_classes(kind)["torchvision"](size={"height": SIZE[0], "width": SIZE[1]}).save_pretrained(folder)
     save_file(outputs_of(model.float()), folder / OUTPUTS)
-    for code in folder.glob("*.py"):  # a copy of this version's modules, for users without the package
-        code.unlink()
+    if not with_code:
+        for module in folder.glob("*.py"):
+            module.unlink()
     (folder / ABOUT).write_text(json.dumps({"architecture": architecture, "auto": auto}) + "\n")
 
 
