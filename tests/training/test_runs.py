@@ -1,10 +1,13 @@
 """`hf_vit_seg.train` and `hf_vit_seg.evaluate`, and their results in notebooks."""
 
 import inspect
+import weakref
 from html.parser import HTMLParser
 
 import pytest
+from accelerate import Accelerator
 from tiny_runs import settings, write_data, write_recipe
+from torch import nn
 
 import hf_vit_seg
 from hf_vit_seg.errors import HfVitSegError
@@ -49,6 +52,24 @@ def test_train_and_evaluate_equal_the_commands(recipe, tmp_path):
     assert read_report(folder / "metrics.json").scores["mean_iou"] == report.scores["mean_iou"]
     assert train_commands.evaluate_command(str(result.model), [], None, "validation", tmp_path / "again") == 0
     assert read_report(tmp_path / "again" / "metrics.json").numbers() == pytest.approx(report.numbers())
+
+
+def test_model_is_freed_before_the_process_group_is_destroyed(recipe, tmp_path, monkeypatch):
+    """With DistributedDataParallel alive, torch 2.8 can deadlock in the destructor of its process group."""
+    models, freed = [], []
+
+    def prepare(accelerator, *objects, **options):
+        models.extend(weakref.ref(item) for item in objects if isinstance(item, nn.Module))
+        return prepare_objects(accelerator, *objects, **options)
+
+    def end_training(accelerator):
+        freed.extend(reference() is None for reference in models)
+
+    prepare_objects = Accelerator.prepare
+    monkeypatch.setattr(Accelerator, "prepare", prepare)
+    monkeypatch.setattr(Accelerator, "end_training", end_training)
+    hf_vit_seg.train(recipe, ["loop.steps=1"], out=tmp_path / "run")
+    assert freed and all(freed)
 
 
 def test_settings_are_a_list_or_a_mapping(recipe, tmp_path):

@@ -4,6 +4,7 @@ accelerate does all distributed work, so the same code runs on a CPU, a GPU, sev
 (`accelerate launch -m hf_vit_seg.training RECIPE`). All processes call these functions together.
 """
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -255,8 +256,23 @@ def train(recipe: Recipe, directory: RunDirectory, *, resume: bool = False, over
     accelerator = build_accelerator(recipe, directory.path)
     with lock_on_main_process(accelerator, directory.path):
         on_main_process(accelerator, lambda: directory.check(resume, overwrite))  # another run may have written it
-        with log_bugs(directory.errors):
+        with log_bugs(directory.errors), end_training(accelerator):
             return train_locked(recipe, directory, accelerator, resume)
+
+
+@contextmanager
+def end_training(accelerator: Accelerator) -> Iterator[None]:
+    """Free the model, and then destroy the process group.
+
+    In the other order, the last reference to the group is that of DistributedDataParallel, whose destructor holds the
+    GIL while it joins a thread that may be waiting for it: a deadlock at the end of training, seen with torch 2.8.
+    """
+    try:
+        yield
+    finally:
+        accelerator.free_memory()
+        gc.collect()
+        accelerator.end_training()
 
 
 def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerator, resume: bool) -> RunStatus:
@@ -276,16 +292,13 @@ def train_locked(recipe: Recipe, directory: RunDirectory, accelerator: Accelerat
     if checkpoint is not None and start is not None:
         load_checkpoint(accelerator, checkpoint, start, parts.average)
         set_rates(parts.schedule.scheduler)
-    try:
-        ending = run.train()
-        if ending is not RunStatus.interrupted:
-            if recipe.data.test is not None:
-                evaluate_on_test(directory, parts.recipe)
-                on_main_process(accelerator, run.outputs.write_report)
-            on_main_process(accelerator, lambda: resolve_name(CARDS)(directory))
-        return ending
-    finally:
-        accelerator.end_training()
+    status = run.train()
+    if status is not RunStatus.interrupted:
+        if recipe.data.test is not None:
+            evaluate_on_test(directory, parts.recipe)
+            on_main_process(accelerator, run.outputs.write_report)
+        on_main_process(accelerator, lambda: resolve_name(CARDS)(directory))
+    return status
 
 
 @contextmanager
