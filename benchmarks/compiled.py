@@ -20,7 +20,7 @@ from . import segformer, vit
 from .contest import OURS, Dtype, Out, Rounds, Threads, check, describe, set_up, torch_contender
 from .measuring import Contender, print_table, synchronize, time_interleaved
 
-EAGER = "eager"
+EAGER, CHANNELS_LAST = "eager", "channels-last"
 COLUMNS = ["", "mode", "ms", "images/s", "to ours, eager", "compilation s", "difference"]
 Loader = Callable[[], nn.Module]
 
@@ -55,10 +55,18 @@ def compile_contender(load: Loader, mode: str, pixel_values: torch.Tensor) -> tu
     return contender, time.perf_counter() - start
 
 
+def channels_last_contender(load: Loader, pixel_values: torch.Tensor) -> Contender:
+    """Return a model and its input in channels-last memory as a contender."""
+    layout = torch.channels_last
+    return torch_contender(
+        lambda: cast(Any, load()).to(memory_format=layout), pixel_values.contiguous(memory_format=layout)
+    )
+
+
 def compare(
     name: str, loaders: Mapping[str, Loader], modes: Sequence[str], pixel_values: torch.Tensor, rounds: int
 ) -> list[list[str]]:
-    """Return a row for each implementation, eager and in each mode of torch.compile."""
+    """Return a row for each implementation: eager, and in each mode of torch.compile or in channels-last memory."""
     contenders: dict[str, Contender] = {}
     seconds: dict[str, float] = {}
     labels = {}
@@ -68,6 +76,8 @@ def compare(
             labels[key] = [f"{name}, {who}", mode]
             if mode == EAGER:
                 contenders[key] = torch_contender(load, pixel_values)
+            elif mode == CHANNELS_LAST:
+                contenders[key] = channels_last_contender(load, pixel_values)
             else:
                 contenders[key], seconds[key] = compile_contender(load, mode, pixel_values)
     differences = check(contenders, pixel_values.dtype)
@@ -87,7 +97,7 @@ def compare(
 
 def main(
     models: Annotated[str, typer.Option(help="segformer/VARIANT or vit/VARIANT, comma-separated")] = "segformer/b0",
-    modes: Annotated[str, typer.Option(help="modes of torch.compile, comma-separated")] = (
+    modes: Annotated[str, typer.Option(help="channels-last or modes of torch.compile, comma-separated")] = (
         "default,max-autotune-no-cudagraphs"
     ),
     size: Annotated[int, typer.Option(help="side of the square images; ViT takes 224")] = 512,

@@ -15,7 +15,7 @@ import torch
 import typer
 
 from . import losses, training
-from .compiled import COLUMNS, compare, draw_images, image_shape, save_model
+from .compiled import CHANNELS_LAST, COLUMNS, compare, draw_images, image_shape, save_model
 from .contest import Out, save_variants, set_up
 from .measuring import print_table
 from .segformer import print_label_map_table, save_all
@@ -31,6 +31,7 @@ class Plan:
     size: int
     dtypes: tuple[torch.dtype, ...]
     compiled: tuple[str, ...]  # models that are also compiled, with the last dtype and batch size
+    channels_last: tuple[str, ...]  # models that are also run in channels-last memory, with the same
     trained: tuple[str, ...]
     training_batch: int
     loss_images: int
@@ -44,6 +45,7 @@ GPU = Plan(
     size=512,
     dtypes=(torch.float32, torch.bfloat16),
     compiled=("segformer/b0", "vit/s-16"),
+    channels_last=("segformer/b0", "segformer/b2"),
     trained=("b0", "b2"),
     training_batch=16,
     loss_images=8,
@@ -56,6 +58,7 @@ CPU = Plan(
     size=64,
     dtypes=(torch.float32, torch.bfloat16),
     compiled=(),
+    channels_last=("segformer/b0",),
     trained=("b0",),
     training_batch=2,
     loss_images=1,
@@ -71,7 +74,8 @@ def inference_rows(plan: Plan) -> Iterator[list[str]]:
             for dtype, batch in product(plan.dtypes, plan.batches):
                 pixel_values = draw_images(model, batch, plan.size, plan.device, dtype)
                 is_last = (dtype, batch) == (plan.dtypes[-1], plan.batches[-1])
-                modes = ("default",) if model in plan.compiled and is_last else ()
+                modes = [CHANNELS_LAST] if model in plan.channels_last and is_last else []
+                modes += ["default"] if model in plan.compiled and is_last else []
                 name = f"{model}, {image_shape(pixel_values)}, {str(dtype).removeprefix('torch.')}"
                 yield from compare(name, loaders, modes, pixel_values, plan.rounds)
 
