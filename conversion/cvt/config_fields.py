@@ -1,26 +1,13 @@
 """Config fields of both CvT sources: fields inferred from shapes, and fields that must be assumed."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from hf_vit_seg.conversion.settings.stage_depths import infer_depths
 from torch import Tensor
 
-LAYER = re.compile(r"(?:cvt\.)?stages\.(\d+)\.layers\.(\d+)\.")
 ASSUMED_FIELDS = ("num_attention_heads", "strides", "paddings", "stride_kv", "padding_kv")
 NORM_EPS = {"layer_norm_eps": 1e-5, "batch_norm_eps": 1e-5}
-
-
-def infer_depths(state: Mapping[str, Tensor], prefix: str) -> list[int]:
-    """Count the layers of each stage; KeyError if a layer is missing."""
-    layers = {(int(match[1]), int(match[2])) for name in state if (match := LAYER.match(name))}
-    stages = 1 + max((stage for stage, _ in layers), default=0)
-    depths = [sum(stage == wanted for stage, _ in layers) for wanted in range(stages)]
-    for stage, depth in enumerate(depths):
-        for layer in range(max(depth, 1)):
-            if (stage, layer) not in layers:
-                raise KeyError(f"{prefix}stages.{stage}.layers.{layer}.norm1.weight")
-    return depths
 
 
 def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:

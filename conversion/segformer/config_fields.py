@@ -1,9 +1,9 @@
 """Config fields of all SegFormer sources: fields inferred from shapes, and fields that must be assumed."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from hf_vit_seg.conversion.settings.stage_depths import infer_depths
 from torch import Tensor
 
 from hf_vit_seg.provenance import Provenance
@@ -14,7 +14,6 @@ NVIDIA = Provenance(
     license_name="nvidia-source-code-license-for-segformer",
     license_link="https://github.com/NVlabs/SegFormer/blob/master/LICENSE",
 )
-LAYER = re.compile(r"(?:segformer\.)?stages\.(\d+)\.layers\.(\d+)\.")
 
 # Padding is K // 2 for patch size K; heads and strides do not follow from any shape.
 ASSUMED_FIELDS = ("num_attention_heads", "strides")
@@ -34,20 +33,6 @@ RELEASED_NUMERICS = {
     "reduction_norm_eps": 1e-5,
     "decode_head_norm_eps": 1e-5,
 }
-
-
-def infer_depths(state: Mapping[str, Tensor], prefix: str) -> list[int]:
-    """Count the layers of each stage; KeyError if a layer is missing."""
-    layers: dict[int, set[int]] = {}
-    for name in state:
-        if match := LAYER.match(name):
-            layers.setdefault(int(match[1]), set()).add(int(match[2]))
-    depths = [len(layers.get(stage, ())) for stage in range(len(layers))]
-    for stage, depth in enumerate(depths):
-        for layer in range(max(depth, 1)):
-            if layer not in layers.get(stage, ()):
-                raise KeyError(f"{prefix}stages.{stage}.layers.{layer}.norm1.weight")
-    return depths
 
 
 def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:

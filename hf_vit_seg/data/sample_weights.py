@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from hf_vit_seg.data.checks.report import SplitFacts
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.data.sources.source_registry import SourceError
-from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.text_files import read_text
 
 COLUMNS = ("name", "weight")

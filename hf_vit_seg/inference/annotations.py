@@ -35,16 +35,16 @@ class Coordinates(Protocol):
         ...
 
 
-def row_blocks(label_map: np.ndarray, scores: np.ndarray | None = None) -> Iterator[Block]:
+def label_rows(label_map: np.ndarray, scores: np.ndarray | None = None) -> Iterator[Block]:
     """Iterate over a label map (H, W) and its scores by blocks of rows."""
     for first in range(0, len(label_map), ROWS):
         rows = slice(first, first + ROWS)
         yield label_map[rows], None if scores is None else scores[rows]
 
 
-def column_blocks(label_map: np.ndarray, scores: np.ndarray | None = None) -> Iterator[Block]:
+def label_columns(label_map: np.ndarray, scores: np.ndarray | None = None) -> Iterator[Block]:
     """Iterate over a label map (H, W) and its scores by blocks of columns."""
-    for labels, values in row_blocks(label_map.T, None if scores is None else scores.T):
+    for labels, values in label_rows(label_map.T, None if scores is None else scores.T):
         yield labels.T, None if values is None else values.T
 
 
@@ -57,7 +57,7 @@ def geojson(
     are the region's class (`class`, `name`, `color`), its number of `pixels`, and `score`, the mean of its `scores`.
     Features are in the order of their last row, then of their first pixel.
     """
-    return json.loads("".join(geojson_text(row_blocks(label_map, scores), names, palette)))
+    return json.loads("".join(geojson_text(label_rows(label_map, scores), names, palette)))
 
 
 def geojson_text(
@@ -103,7 +103,7 @@ def coco(
     Masks are compressed RLE, as in pycocotools; `score` is the mean of a class's `scores` (H, W).
     """
     size = label_map.shape[0], label_map.shape[1]
-    return coco_dataset(column_blocks(label_map, scores), size, names, file_name)
+    return coco_dataset(label_columns(label_map, scores), size, names, file_name)
 
 
 def coco_dataset(

@@ -20,7 +20,7 @@ from hf_vit_seg.data.checks.check import SPLITS, check
 from hf_vit_seg.data.checks.report import UNITS, CheckReport, Occurrence, SplitFacts
 from hf_vit_seg.data.datasets import Split
 from hf_vit_seg.data.labels.segment_classes import SEGMENT_TASKS
-from hf_vit_seg.data.wording import format_list
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.directory_lock import lock_directory
 from hf_vit_seg.drawing.overlays import percent
 from hf_vit_seg.error_reporting import is_quiet, print_result

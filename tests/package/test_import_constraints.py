@@ -56,7 +56,7 @@ LEVELS: dict[str, list[set[str]]] = {
         {"storage"},
         {"labels", "statistics", "stream"},
         {"samples"},
-        {"images", "wording"},
+        {"images", "list_formatting"},
     ],
     "inference": [
         {"__init__", "predict_command", "pipeline"},

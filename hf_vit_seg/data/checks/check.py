@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hf_vit_seg.data.datasets import RawDataset, RunSettings, Split, open_split
-from hf_vit_seg.data.wording import format_list
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.errors import HfVitSegError
 
 from .report import CheckReport, SplitFacts

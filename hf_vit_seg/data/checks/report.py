@@ -13,8 +13,8 @@ from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.images.orientation import UPRIGHT
 from hf_vit_seg.data.labels.class_table import ClassTable
 from hf_vit_seg.data.labels.raw_values import IGNORED_VALUE, Raw
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.data.transforms.sample_segments import MIN_AREA
-from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.models.image_processing_inputs import DARK
 
 from .sample_facts import SampleFacts

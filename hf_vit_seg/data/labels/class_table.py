@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from hf_vit_seg.data.wording import format_list
+from hf_vit_seg.data.list_formatting import format_list
 
 from .class_entries import (
     REDUCE_ZERO_LABEL,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hf_vit_seg.data.wording import format_list
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.errors import HfVitSegError
 
 Raw = int | tuple[int, int, int]

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import torch
 
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.data.samples import RawSegments, Segments
-from hf_vit_seg.data.wording import format_list
 
 from .class_table import ClassTable
 from .raw_values import ClassTableError, Raw, UnknownValueError

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from hf_vit_seg.data.labels.raw_values import IGNORED_VALUE
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.data.samples import RawSample, RawSegments
-from hf_vit_seg.data.wording import format_list
 
 from .coco_files import CocoAnnotation, CocoFile, CocoImage, Id, Places, read_coco
 from .coco_geometry import check_pixel_units, encode_shape

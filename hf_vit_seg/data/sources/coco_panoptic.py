@@ -16,8 +16,8 @@ from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.images.pixels import read_mask, read_pixels
 from hf_vit_seg.data.labels.raw_values import encode_color
 from hf_vit_seg.data.labels.unicode_names import normalize_name
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.data.samples import RawSample, RawSegments
-from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.text_files import ANNOTATION_BYTES, read_json
 

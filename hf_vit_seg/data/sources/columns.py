@@ -15,8 +15,8 @@ from hf_vit_seg.data.images.files import MAX_PIXELS, ImageBytes, ImageFileError
 from hf_vit_seg.data.images.pixels import File, array_mask, array_pixels, move_channels_first, read_mask, read_pixels
 from hf_vit_seg.data.labels.segment_classes import SEGMENT_TASKS
 from hf_vit_seg.data.labels.unicode_names import normalize_name
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.data.samples import Labels, RawSample
-from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.records import Count
 
 from .instance_maps import join_segments

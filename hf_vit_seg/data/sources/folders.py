@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 
 from hf_vit_seg.data.images.files import files_below, readable_suffixes
 from hf_vit_seg.data.labels.unicode_names import compose
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.data.storage.addresses import StorageError, files_below_address, is_address
-from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.records import Count
 
 from .file_source import FileSource

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import Field
 
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.data.storage.addresses import is_address, local_path
-from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.local_paths import is_local_path, is_saved_dataset
 

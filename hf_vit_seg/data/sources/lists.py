@@ -12,9 +12,9 @@ from pydantic import Field
 
 from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.data.labels.unicode_names import normalize_name
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.data.samples import Labels
 from hf_vit_seg.data.storage.addresses import ConnectionLost, StorageError, read_address
-from hf_vit_seg.data.wording import format_list
 
 from .file_source import FileSource
 from .source import Location, SourceError, SourceRecord, check_present, existing_file, existing_folder, portable_path

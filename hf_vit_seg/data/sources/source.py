@@ -11,9 +11,9 @@ from typing import Annotated, Any, ClassVar, Protocol
 from pydantic import AfterValidator, BeforeValidator
 
 from hf_vit_seg.data.labels.unicode_names import spellings
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.data.samples import RawSample
 from hf_vit_seg.data.storage.addresses import is_address, local_path, locate
-from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.records import Record
 

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from hf_vit_seg.data.images.files import ImageBytes, ImageFileError, readable_suffixes
 from hf_vit_seg.data.images.pixels import read_mask, read_pixels
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.data.samples import Labels, RawSample
 from hf_vit_seg.data.storage.addresses import (
     ConnectionLost,
@@ -25,7 +26,6 @@ from hf_vit_seg.data.storage.addresses import (
     read_range,
 )
 from hf_vit_seg.data.storage.tar_files import Member, list_members
-from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import error_sentence
 from hf_vit_seg.records import Count
 

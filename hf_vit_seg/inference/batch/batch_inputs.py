@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
 from hf_vit_seg.data.images.files import ImageFileError, readable_suffixes, walk_files
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.data.storage.addresses import (
     UNKNOWN,
     is_address,
@@ -24,7 +25,6 @@ from hf_vit_seg.data.storage.addresses import (
     open_binary,
 )
 from hf_vit_seg.data.storage.tar_files import list_members
-from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError, error_sentence
 from hf_vit_seg.local_paths import installed_path, is_saved_dataset
 

@@ -16,8 +16,8 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from hf_vit_seg.atomic_io import json_text
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.data.storage.addresses import UNKNOWN, is_address
-from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.provenance import package_versions
 

@@ -12,11 +12,11 @@ from pydantic import TypeAdapter
 
 from hf_vit_seg.data.images.files import ImageFile
 from hf_vit_seg.data.labels.unicode_names import normalize_name
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.data.sources.coco_files import CocoCategory, CocoLists, Id, read_lists, validate_entries
 from hf_vit_seg.data.sources.coco_geometry import check_extent
 from hf_vit_seg.data.sources.coco_keypoints import clip_boxes
 from hf_vit_seg.data.sources.source import SourceError
-from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.inference.pose_estimator import Box
 from hf_vit_seg.text_files import ANNOTATION_BYTES, read_json

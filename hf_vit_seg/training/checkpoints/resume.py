@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hf_vit_seg.records import shorten
-from hf_vit_seg.training.recipe.differences import differences, flatten
+from hf_vit_seg.training.recipe.differences import differences, flatten_settings
 from hf_vit_seg.training.recipe.files import record_settings
 from hf_vit_seg.training.recipe.paths import DATA_PATH
 from hf_vit_seg.training.recipe.schema import Recipe
@@ -58,7 +58,7 @@ def check_same_data(manifest: Manifest, fingerprint: DataFingerprint) -> None:
 
 def changes(manifest: Manifest, recipe: Recipe) -> dict[str, str]:
     """Describe the settings that differ between the checkpoint and a resolved recipe, by dotted name."""
-    then, now = flatten(manifest.recipe), flatten(record_settings(recipe))
+    then, now = flatten_settings(manifest.recipe), flatten_settings(record_settings(recipe))
     changed = {}
     for name in {**then, **now}:
         value, before = now.get(name), then.get(name)

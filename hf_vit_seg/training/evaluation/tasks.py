@@ -16,10 +16,10 @@ from torch.nn.functional import interpolate
 
 from hf_vit_seg.data.collation import normalize_images
 from hf_vit_seg.data.datasets import RawDataset
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.data.samples import Labels, Person
 from hf_vit_seg.data.transforms.context import TransformContext
 from hf_vit_seg.data.transforms.person_crops import PersonCrop, crop_person, person_size
-from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.inference.classifier import class_input
 from hf_vit_seg.inference.dense.protocols import Protocol
 from hf_vit_seg.inference.segmenter import Segmenter

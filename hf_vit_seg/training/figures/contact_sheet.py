@@ -14,8 +14,8 @@ from hf_vit_seg.data.checks.report import SplitFacts
 from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.labels.class_table import ClassTable
 from hf_vit_seg.data.labels.segment_classes import apply_classes
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.data.samples import Labels, Person, RawSample, RawSegments
-from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.drawing.object_overlays import draw_numbers
 from hf_vit_seg.drawing.overlays import FAINT, PAPER, LegendRow, draw_overlay, nearest_labels, resize_for_display
 from hf_vit_seg.drawing.palettes import class_palette

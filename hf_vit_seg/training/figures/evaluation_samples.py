@@ -12,8 +12,8 @@ from PIL import Image
 from hf_vit_seg.data.datasets import RawDataset
 from hf_vit_seg.data.images.display import RGB, to_rgb_image
 from hf_vit_seg.data.labels.segment_classes import SEGMENT_TASKS
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.data.samples import Labels, Person, Segments
-from hf_vit_seg.data.wording import format_list
 from hf_vit_seg.drawing.overlays import percent
 from hf_vit_seg.drawing.skeletons import Skeleton
 from hf_vit_seg.inference.classifier import Classifier

@@ -13,7 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_vit_seg.data.images.display import to_rgb_image
 from hf_vit_seg.data.labels.class_table import ClassTable
-from hf_vit_seg.data.wording import format_list
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.drawing.object_overlays import draw_numbers
 from hf_vit_seg.drawing.overlays import LegendRow, draw_overlay, nearest_labels, percent, resize_for_display
 from hf_vit_seg.drawing.skeletons import Skeleton, draw_skeletons

@@ -53,20 +53,22 @@ def is_moved(name: str, path: Any) -> bool:
 def fixed_settings(recipe: Recipe, processes: int) -> dict[str, Any]:
     """Return the settings that a resumed run must not change; of those of the batch only the samples per step."""
     settings = {
-        name: value for name, value in flatten(record_settings(recipe)).items() if not name.startswith(FREE_TO_CHANGE)
+        name: value
+        for name, value in flatten_settings(record_settings(recipe)).items()
+        if not name.startswith(FREE_TO_CHANGE)
     }
     size, passes = settings.pop("loop.batch_size"), settings.pop("loop.accumulation")
     return settings | {SAMPLES_PER_STEP: size if size == "auto" else size * passes * processes}
 
 
-def flatten(settings: Any, location: str = "") -> dict[str, Any]:
+def flatten_settings(settings: Any, location: str = "") -> dict[str, Any]:
     """Flatten nested settings to dotted names."""
     entries = settings.items() if isinstance(settings, dict) else enumerate(settings)
     flat: dict[str, Any] = {}
     for name, value in entries:
         here = f"{location}.{name}" if location else str(name)
-        flat |= flatten(value, here) if isinstance(value, dict | list) and value else {here: value}
+        flat |= flatten_settings(value, here) if isinstance(value, dict | list) and value else {here: value}
     return flat
 
 
-__all__ = ["differences", "flatten"]
+__all__ = ["differences", "flatten_settings"]

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_vit_seg.atomic_io import write_text
-from hf_vit_seg.data.wording import format_list
+from hf_vit_seg.data.list_formatting import format_list
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.text_files import read_json_object
 from hf_vit_seg.training.recipe.schema import Task

@@ -61,7 +61,9 @@ class RunLog:
 
     def step(self, values: Mapping[str, Any]) -> None:
         """Log the `values` of a step, including `step` itself."""
-        flat = {key: value for name, value in values.items() if name != "step" for key, value in flatten(name, value)}
+        flat = {
+            key: value for name, value in values.items() if name != "step" for key, value in scalar_entries(name, value)
+        }
         self._append(values, {f"train/{key}": value for key, value in flat.items()})
 
     def evaluation(self, step: int, scores: Mapping[str, Any]) -> None:
@@ -109,7 +111,7 @@ class RunLog:
             )
 
 
-def flatten(name: str, value: Any) -> list[tuple[str, Any]]:
+def scalar_entries(name: str, value: Any) -> list[tuple[str, Any]]:
     """Return a value with its name, or the entries of a mapping with names such as "learning_rates/head"."""
     return [(f"{name}/{key}", part) for key, part in value.items()] if isinstance(value, Mapping) else [(name, value)]
 

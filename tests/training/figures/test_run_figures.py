@@ -28,7 +28,7 @@ from hf_vit_seg.training.reports.metrics_report import (
     write_report,
 )
 from hf_vit_seg.training.reports.results_table import result_rows, write_results
-from hf_vit_seg.training.reports.run_log import RunLog, flatten
+from hf_vit_seg.training.reports.run_log import RunLog, scalar_entries
 
 TABLE = ClassTable(("sky", "road", "a < b"), ((0, 0), (1, 1), (2, 2)), palette=((255, 0, 0), (0, 255, 0), (0, 0, 255)))
 
@@ -140,8 +140,8 @@ def test_many_group_rates_are_a_range():
 
 
 def test_mappings_are_flat_for_trackers():
-    assert flatten("learning_rates", {"head": 1}) == [("learning_rates/head", 1)]
-    assert flatten("loss", 2.0) == [("loss", 2.0)]
+    assert scalar_entries("learning_rates", {"head": 1}) == [("learning_rates/head", 1)]
+    assert scalar_entries("loss", 2.0) == [("loss", 2.0)]
 
 
 def test_precision_and_recall():
