@@ -224,10 +224,10 @@ def plan_conversion(
 def source_provenance(detected: DetectedFormat, checkpoint: Checkpoint) -> Provenance:
     """Return the provenance of the weights; a license in the checkpoint's model card overrides that of the source."""
     card = provenance_from(checkpoint.card)
-    known = card if card.license else detected.source.weights
+    provenance = card if card.license else detected.source.weights
     base = (checkpoint.repository,) if checkpoint.repository else card.base_model
     own = {"source": detected.source.title, "base_model": base, "datasets": card.datasets}
-    return known.model_copy(update=own)
+    return provenance.model_copy(update=own)
 
 
 def find_labels(

@@ -85,10 +85,10 @@ def find_architecture(checkpoint: Checkpoint) -> tuple[Architecture, PreTrainedC
     for architecture in architectures().values():
         if architecture.config.model_type == model_type:
             return architecture, architecture.config.from_dict(dict(checkpoint.config))
-    known = ", ".join(each.config.model_type for each in architectures().values() if each.conversions)
+    names = ", ".join(each.config.model_type for each in architectures().values() if each.conversions)
     raise ConversionError(
         f"'{checkpoint.path}' has model_type {model_type!r} in its config.json, expected one of this package "
-        f"({known}); convert it first"
+        f"({names}); convert it first"
     )
 
 
@@ -100,8 +100,8 @@ def find_model_class(
     for auto_class, model_class in architecture.models.items():
         if model_class.__name__ == saved:
             return auto_class, model_class
-    known = ", ".join(model_class.__name__ for model_class in architecture.models.values())
-    raise ConversionError(f"'{folder}' was saved from class {saved!r}, expected {known}")
+    names = ", ".join(model_class.__name__ for model_class in architecture.models.values())
+    raise ConversionError(f"'{folder}' was saved from class {saved!r}, expected {names}")
 
 
 def find_target(

@@ -121,14 +121,16 @@ class Rearrange:
 
     def split_axis(self, length: int, names: list[str], sizes: Sizes) -> dict[str, int]:
         """Return the lengths of the parts of a merged axis; at most one may be missing in `sizes`."""
-        known = {name: sizes[name] for name in names if len(names) > 1 and name in sizes}
-        unknown = [name for name in names if name not in known]
-        rest, surplus = divmod(length, math.prod(known.values()))
+        known_sizes = {name: sizes[name] for name in names if len(names) > 1 and name in sizes}
+        unknown = [name for name in names if name not in known_sizes]
+        rest, surplus = divmod(length, math.prod(known_sizes.values()))
         if len(unknown) > 1:
             raise HfVitSegError(f"the lengths of {unknown} in '{self.pattern}' are not known")
         if surplus or (rest != 1 and not unknown):
-            raise HfVitSegError(f"an axis of length {length} is not {names or 1} of '{self.pattern}' with {known}")
-        return known | dict.fromkeys(unknown, rest)
+            raise HfVitSegError(
+                f"an axis of length {length} is not {names or 1} of '{self.pattern}' with {known_sizes}"
+            )
+        return known_sizes | dict.fromkeys(unknown, rest)
 
 
 def axes(side: str) -> list[list[str]]:

@@ -65,8 +65,8 @@ def find_sources(name: str) -> list[tuple[Architecture, Source]]:
     every = all_sources()
     meant = [pair for pair in every if name in (pair[1].name, full_name(*pair))]
     if not meant:
-        known = [full_name(*pair) for pair in every]
-        hint = nearest(name, [*known, *{source.name for _, source in every}]) if known else "there are none"
+        names = [full_name(*pair) for pair in every]
+        hint = nearest(name, [*names, *{source.name for _, source in every}]) if names else "there are none"
         raise ConversionError(f"unknown source '{name}'; {hint}")
     return meant
 
@@ -111,8 +111,8 @@ def unknown_format_message(
         )
     first = first_few(checkpoint.tensors)
     if name is None:
-        known = ", ".join(full_name(*pair) for pair in candidates)
-        return f"'{checkpoint.path}' has the keys of no known source ({first}); the known sources are {known}"
+        names = ", ".join(full_name(*pair) for pair in candidates)
+        return f"'{checkpoint.path}' has the keys of no known source ({first}); the known sources are {names}"
     signature = [name for _, source in candidates for form in source.forms for name in form.signature]
     lacking = dict.fromkeys(name for name in signature if name not in checkpoint.tensors)
     return (

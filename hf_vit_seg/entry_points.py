@@ -203,9 +203,9 @@ def check_parameters(function: Any, expected: Any, name: str, skip: int = 0) -> 
         own = signature(function)
     except (TypeError, ValueError):
         return  # a compiled function, which cannot be inspected
-    wanted = list(signature(expected).parameters.values())[1:]
+    expected_parameters = list(signature(expected).parameters.values())[1:]
     try:
-        own.bind(*[None] * skip, *[None] * len(wanted))
+        own.bind(*[None] * skip, *[None] * len(expected_parameters))
     except TypeError as error:
         raise TypeError(f"{name}{own} must be callable as {name}{describe_call(expected)}: {error}") from None
     for parameter in own.parameters.values():

@@ -175,7 +175,7 @@ def report_errors(function: Callable[..., None], *, prints_result: bool = False)
         *(Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=kind) for name, kind in added.items()),
     ]
     command.__signature__ = original.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
-    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
 
 

@@ -86,14 +86,14 @@ class Architecture:
 @cache
 def plugins() -> tuple[Plugin, ...]:
     """Load and register every installed architecture, once per process; failed ones have an error."""
-    known: list[Architecture] = []
+    architectures: list[Architecture] = []
 
     def accept(value: Any) -> None:
         if not isinstance(value, Architecture):
             raise TypeError(f"expected an hf_vit_seg.plugins.Architecture, found {type(value).__name__}")
-        check_architecture(value, known)
+        check_architecture(value, architectures)
         register_architecture(value)
-        known.append(value)
+        architectures.append(value)
 
     from hf_vit_seg.models.layers import CONVERTERS
 
@@ -115,14 +115,14 @@ def convert_checkpoint(path: Any, **hub: Any) -> "ConvertedCheckpoint | None":
     return ConvertedCheckpoint(converted.model.config, converted.model.state_dict())
 
 
-def check_architecture(architecture: Architecture, known: Sequence[Architecture]) -> None:
+def check_architecture(architecture: Architecture, architectures: Sequence[Architecture]) -> None:
     """Raise HfVitSegError for an architecture that cannot be registered, or conflicts with another."""
     import transformers
 
-    if architecture.name in [other.name for other in known]:
+    if architecture.name in [other.name for other in architectures]:
         raise HfVitSegError(f"an architecture named '{architecture.name}' already exists")
     model_type = architecture.config.model_type
-    if model_type in [other.config.model_type for other in known]:
+    if model_type in [other.config.model_type for other in architectures]:
         raise HfVitSegError(f"an architecture with model_type '{model_type}' already exists")
     if (owner := config_owner(model_type)) not in (None, qualified_name(architecture.config)):
         raise HfVitSegError(

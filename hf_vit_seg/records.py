@@ -93,8 +93,8 @@ def most_specific(error: ErrorDetails, errors: Sequence[ErrorDetails], settings:
     if error["type"] in ("extra_forbidden", "missing"):
         return error
     path = settings_path(error, settings)
-    same = [each for each in errors if settings_path(each, settings)[: len(path)] == path]
-    return max(same, key=lambda each: (len(settings_path(each, settings)), each["type"] == "value_error"))
+    same = [problem for problem in errors if settings_path(problem, settings)[: len(path)] == path]
+    return max(same, key=lambda problem: (len(settings_path(problem, settings)), problem["type"] == "value_error"))
 
 
 def settings_path(error: ErrorDetails, settings: Any) -> tuple[int | str, ...]:
@@ -113,7 +113,7 @@ def settings_path(error: ErrorDetails, settings: Any) -> tuple[int | str, ...]:
 def expectation(error: ErrorDetails, errors: Sequence[ErrorDetails], settings: Any) -> str:
     """Join the expectations of all members of a setting's type, to follow "should be"."""
     path = settings_path(error, settings)
-    same_path = [each for each in errors if settings_path(each, settings) == path]
+    same_path = [problem for problem in errors if settings_path(problem, settings) == path]
     expected = [
         EXPECTED.get(e["type"]) or e["msg"].removeprefix("Input should be ").partition(", unable")[0] for e in same_path
     ]
@@ -123,8 +123,8 @@ def expectation(error: ErrorDetails, errors: Sequence[ErrorDetails], settings: A
 def choices(error: ErrorDetails, errors: Sequence[ErrorDetails], settings: Any) -> list[str]:
     """Return the texts that a setting may be."""
     path = settings_path(error, settings)
-    same_path = [each for each in errors if settings_path(each, settings) == path]
-    return [name for each in same_path if each["type"] in LITERALS for name in QUOTED.findall(each["msg"])]
+    same_path = [problem for problem in errors if settings_path(problem, settings) == path]
+    return [name for problem in same_path if problem["type"] in LITERALS for name in QUOTED.findall(problem["msg"])]
 
 
 def known_fields(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -147,23 +147,23 @@ def candidates(annotation: Any) -> list[Any]:
     return [annotation, *(found for part in getattr(annotation, "__args__", ()) for found in candidates(part))]
 
 
-def unknown_setting(location: str, name: str, known: list[str], renamed: Mapping[str, str] | None = None) -> str:
+def unknown_setting(location: str, name: str, names: list[str], renamed: Mapping[str, str] | None = None) -> str:
     """Format the message for an unknown setting, with its new name or the nearest known one."""
     if renamed and name in renamed:
         return f"{location} was renamed to {renamed[name]}"
-    return f"{location} is not a known setting; {nearest(name, sorted(known))}"
+    return f"{location} is not a known setting; {nearest(name, sorted(names))}"
 
 
-def nearest(name: str, known: Iterable[str], what: str = "known") -> str:
+def nearest(name: str, names: Iterable[str], what: str = "known") -> str:
     """Format the end of a message about an unknown name: the nearest known one, or all of them."""
-    known = list(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean '{near[0]}'?" if near else f"{what} are {', '.join(known)}"
+    names = list(names)
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"{what} are {', '.join(names)}"
 
 
-def suggestion(name: Any, known: Iterable[str]) -> str:
+def suggestion(name: Any, names: Iterable[str]) -> str:
     """Format the end of a message that lists the known names: the nearest one, or nothing if none is near."""
-    near = get_close_matches(name, list(known), n=1, cutoff=0.5) if isinstance(name, str) else []
+    near = get_close_matches(name, list(names), n=1, cutoff=0.5) if isinstance(name, str) else []
     return f"; did you mean '{near[0]}'?" if near else ""
 
 

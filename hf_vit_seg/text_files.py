@@ -96,8 +96,8 @@ def check_depth(content: Any) -> None:
         depth += 1
         if depth > MAX_DEPTH:
             raise HfVitSegError(f"lists and objects are nested more than {MAX_DEPTH} levels deep")
-        children = (each for value in level for each in (value.values() if isinstance(value, dict) else value))
-        level = [each for each in children if isinstance(each, dict | list)]
+        children = (child for value in level for child in (value.values() if isinstance(value, dict) else value))
+        level = [child for child in children if isinstance(child, dict | list)]
 
 
 def read_json(path: Path, max_bytes: int = MAX_BYTES, unique_keys: bool = False) -> Any:

@@ -54,8 +54,8 @@ CACHE = {"library_name": "hf_vit_seg", "namespace": "checkpoints"}
 def repository_id(name: str | Path) -> str | None:
     """Return the name if it is a Hub id, that of a file's address on the Hub, and None for others and local paths."""
     if is_url(str(name)):
-        place = hub_file(str(name))
-        return place and place[0]
+        reference = hub_file(str(name))
+        return reference and reference[0]
     return None if Path(name).expanduser().exists() else str(name)
 
 
@@ -131,8 +131,8 @@ def download_repository(
             else:
                 shards = []
             licenses = [name for name in names if name.startswith(LICENSE) and "/" not in name]
-            wanted = [folder + name for name in (CONFIG, PROCESSOR, PROCESSORS, CARD, weights, *shards, *licenses)]
-            local = snapshot_download(repo_id, allow_patterns=wanted, force_download=force_download, **options)
+            file_names = [folder + name for name in (CONFIG, PROCESSOR, PROCESSORS, CARD, weights, *shards, *licenses)]
+            local = snapshot_download(repo_id, allow_patterns=file_names, force_download=force_download, **options)
         else:
             local = cached_folder(repo_id, subfolder, revision, cache_dir)
             is_complete = local is not None and any(
@@ -189,7 +189,7 @@ def find_file(name: str | Path, file: str, **hub: Any) -> Path | None:
 
 def cached_folder(repo_id: str, subfolder: str, revision: str | None, cache_dir: str | Path | None) -> Path | None:
     """Return the folder of a repository in the local cache, which may lack files; None if it is not there."""
-    wanted = revision or constants.DEFAULT_REVISION
+    revision_name = revision or constants.DEFAULT_REVISION
     try:
         cached = scan_cache_dir(cache_dir or constants.HF_HUB_CACHE)
     except (CacheNotFound, ValueError):
@@ -197,7 +197,7 @@ def cached_folder(repo_id: str, subfolder: str, revision: str | None, cache_dir:
     for repo in cached.repos:
         for version in repo.revisions if (repo.repo_id, repo.repo_type) == (repo_id, "model") else ():
             folder = version.snapshot_path / subfolder
-            if (wanted == version.commit_hash or wanted in version.refs) and folder.is_dir():
+            if (revision_name == version.commit_hash or revision_name in version.refs) and folder.is_dir():
                 return folder
     return None
 
@@ -242,8 +242,8 @@ def download_address(address: str, **hub: Any) -> Path:
     parts = urlsplit(address)
     if parts.scheme != "https" and parts.hostname not in LOOPBACK:
         raise ConversionError(f"'{address}' is not encrypted, expected an https address")
-    if place := hub_file(address):
-        repo_id, revision, path = place
+    if reference := hub_file(address):
+        repo_id, revision, path = reference
         folder, _, file = path.rpartition("/")
         options = {name: value for name, value in hub.items() if name not in ("subfolder", "revision")}
         return download_repository(repo_id, revision=revision, subfolder=folder, file=file, **options)
@@ -273,10 +273,10 @@ def hub_path(address: str) -> list[str]:
 def hub_file(address: str) -> tuple[str, str, str] | None:
     """Return (repository, revision, file) of the address of a file on the Hub, or None."""
     parts = hub_path(address)
-    place = next((place for place, part in enumerate(parts) if part in ("resolve", "blob", "raw")), 0)
-    if place not in (1, 2) or len(parts) < place + 3:
+    index = next((index for index, part in enumerate(parts) if part in ("resolve", "blob", "raw")), 0)
+    if index not in (1, 2) or len(parts) < index + 3:
         return None
-    return "/".join(parts[:place]), parts[place + 1], "/".join(parts[place + 2 :])
+    return "/".join(parts[:index]), parts[index + 1], "/".join(parts[index + 2 :])
 
 
 def hub_page(address: str) -> str | None:

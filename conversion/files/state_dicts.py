@@ -46,29 +46,29 @@ def find_state_dict(file: Path, content: Mapping[Any, Any], weights: str | None 
     """Find the tensors in the content of a file; `weights` chooses an entry or a prefix, such as `state_dict_ema`."""
     meta = content.get("meta")
     result = StateDict({}, meta=meta if isinstance(meta, Mapping) else {})
-    wanted = [weights] if weights else []
-    tensors = unwrap_entries(content, wanted, result)
+    requested = [weights] if weights else []
+    tensors = unwrap_entries(content, requested, result)
     check_tensors(file, tensors)
     check_size(file, {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()})
-    result.tensors = select_parameters(strip_prefixes(file, tensors, wanted, result))
-    if wanted:
+    result.tensors = select_parameters(strip_prefixes(file, tensors, requested, result))
+    if requested:
         paths = (*result.path, *result.others)
         choice = f"choose from {first_few(paths)}" if paths else "it has only one set of weights"
-        raise ConversionError(f"'{file}' has no weights named {first_few(wanted)}; {choice}, or omit --weights")
+        raise ConversionError(f"'{file}' has no weights named {first_few(requested)}; {choice}, or omit --weights")
     return result
 
 
-def unwrap_entries(content: Mapping[Any, Any], wanted: list[str], result: StateDict) -> Mapping[Any, Any]:
+def unwrap_entries(content: Mapping[Any, Any], requested: list[str], result: StateDict) -> Mapping[Any, Any]:
     """Follow the entries that contain state dicts; a chosen one is removed from `wanted`."""
     for _ in range(MAX_LEVELS):
-        known = [name for name in (*ENTRIES, *AVERAGES) if is_entry(content, name)]
-        chosen = wanted[0] if wanted and is_entry(content, wanted[0]) else next(iter(known), None)
+        entries = [name for name in (*ENTRIES, *AVERAGES) if is_entry(content, name)]
+        chosen = requested[0] if requested and is_entry(content, requested[0]) else next(iter(entries), None)
         if chosen is None:
             break
-        if wanted and chosen == wanted[0]:
-            wanted.clear()
+        if requested and chosen == requested[0]:
+            requested.clear()
         result.path += (chosen,)
-        result.others += tuple(name for name in known if name != chosen)
+        result.others += tuple(name for name in entries if name != chosen)
         content = content[chosen]
     return content
 
@@ -118,7 +118,7 @@ def describe_unsupported(tensor: Tensor) -> str:
 
 
 def strip_prefixes(
-    file: Path, tensors: Mapping[str, Tensor], wanted: list[str], result: StateDict
+    file: Path, tensors: Mapping[str, Tensor], requested: list[str], result: StateDict
 ) -> dict[str, Tensor]:
     """Remove the prefixes of wrappers, and select one of several models whose names have different prefixes."""
     tensors = drop_profiler_counters(remove_parts(file, tensors), result)
@@ -130,9 +130,9 @@ def strip_prefixes(
             del groups[name]
         if not tensors or any(group not in PREFIXES for group in groups) or any("." not in name for name in tensors):
             break
-        chosen = wanted[0] if wanted and wanted[0] in groups else min(groups, key=PREFIXES.index)
-        if wanted and wanted[0] == chosen:
-            wanted.clear()
+        chosen = requested[0] if requested and requested[0] in groups else min(groups, key=PREFIXES.index)
+        if requested and requested[0] == chosen:
+            requested.clear()
         if len(groups) > 1 or chosen not in ("module", "model", "net"):
             result.path += (chosen,)
             result.others += tuple(name for name in groups if name != chosen)

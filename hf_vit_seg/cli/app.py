@@ -48,10 +48,10 @@ def usage_message(message: str) -> str:
     from hf_vit_seg.records import QUOTED, suggestion
 
     message = message.removeprefix("Value error, ")
-    value, is_choice, known = message.partition(" is not one of ")
+    value, is_choice, choices = message.partition(" is not one of ")
     if not is_choice:
         return message
-    return message.rstrip(".") + (suggestion(value.strip("'"), QUOTED.findall(known)) or ".")
+    return message.rstrip(".") + (suggestion(value.strip("'"), QUOTED.findall(choices)) or ".")
 
 
 def command(

@@ -388,7 +388,7 @@ def predict_shards(task: str, batch: "BatchRun", repo: str | None, private: bool
     if url is not None:
         typer.echo(f"pushed {summary.images - len(summary.failures)} images: {url}", err=True)
     counts = {"images": summary.images, "done": summary.finished - len(summary.failures)}
-    errors = [f"{each.image}: {each.reason}" for each in summary.failures]
+    errors = [f"{failure.image}: {failure.reason}" for failure in summary.failures]
     print_json(lambda: {"task": task, "out": batch.out, **counts, "errors": errors, "url": url})
     return code
 

@@ -42,12 +42,12 @@ def files(component: gr.File, value: Any) -> list[dict[str, Any]] | None:
     if not isinstance(value, list) or len(value) > MAX_FILES:
         content = f"these are {len(value)}" if isinstance(value, list) else "the value is not a list"
         raise InputError(f"choose 1 to {MAX_FILES} files, {content}")
-    return [file_payload(each) for each in value]
+    return [file_payload(item) for item in value]
 
 
 def choice(component: gr.Dropdown | gr.Radio, value: Any) -> str:
     """Validate one of the offered choices."""
-    offered = [known for _, known in component.choices]
+    offered = [choices for _, choices in component.choices]
     if not isinstance(value, str) or value not in offered:
         raise InputError(f"{component.label}: expected one of {', '.join(map(str, offered))}")
     return value

@@ -233,8 +233,8 @@ async def refuse(receive: Any, send: Any, status: int, sentence: str) -> None:
 async def answer_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
     """Answer a request whose fields have other types than gradio expects with a sentence."""
     first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))
-    return JSONResponse({"detail": f"the request is not valid at {place}: {first['msg']}"}, 422)
+    field = ".".join(map(str, first["loc"]))
+    return JSONResponse({"detail": f"the request is not valid at {field}: {first['msg']}"}, 422)
 
 
 __all__ = ["RequestLimits", "answer_invalid_request"]

@@ -37,9 +37,9 @@ class Skeleton:
         """Return the skeleton of keypoints with these names: COCO's bones for COCO's keypoints, and pairs found by
         names.
         """
-        known = bones or (COCO_BONES if are_coco_keypoints(names) else ())
+        bone_names = bones or (COCO_BONES if are_coco_keypoints(names) else ())
         sides = pairs or find_flip_pairs(names)
-        return cls(tuple((i, j) for i, j in known), tuple((left, right) for left, right in sides))
+        return cls(tuple((i, j) for i, j in bone_names), tuple((left, right) for left, right in sides))
 
     def color(self, *keypoints: int) -> tuple[int, int, int]:
         """Return the color of a keypoint, or of a bone by both its ends: left, right, or the middle."""

@@ -157,8 +157,8 @@ def object_outputs(segmenter: InstanceSegmenter) -> tuple[str, ...]:
     size = default_input_size(segmenter)
     output = type(segmenter.outputs(random_images(1, segmenter.channels, *size, seed=0)))
     if output not in OBJECT_OUTPUTS:
-        known = " and ".join(each.__name__ for each in OBJECT_OUTPUTS)
-        raise RecordError(f"the model returns {output.__name__}, but only {known} can be exported")
+        names = " and ".join(output_class.__name__ for output_class in OBJECT_OUTPUTS)
+        raise RecordError(f"the model returns {output.__name__}, but only {names} can be exported")
     return output.exported
 
 

@@ -37,14 +37,14 @@ def matching_layers(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
 
     RecordError if an expression matches no name.
     """
-    known, matches = list(names), []
+    remaining, matches = list(names), []
     for pattern in patterns:
         try:
-            matched = [name for name in known if re.search(pattern, name)]
+            matched = [name for name in remaining if re.search(pattern, name)]
         except re.error as error:
             raise RecordError(f"float32_layers: '{pattern}' is not a valid regular expression: {error}") from None
         if not matched:
-            raise RecordError(f"float32_layers: '{pattern}' matches no layer; found {shorten(known, 400)}")
+            raise RecordError(f"float32_layers: '{pattern}' matches no layer; found {shorten(remaining, 400)}")
         matches += matched
     return list(dict.fromkeys(matches))
 

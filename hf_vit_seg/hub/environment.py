@@ -107,8 +107,8 @@ def requirements() -> dict[str, list[str]]:
 def dependency_versions() -> dict[str, str]:
     """Return the installed versions of the packages that this one can use."""
     names = {name for group in requirements().values() for name in group if name != PACKAGE}
-    known = {name: installed_version(name) for name in sorted(names, key=str.lower)}
-    return {name: found for name, found in known.items() if found is not None}
+    versions = {name: installed_version(name) for name in sorted(names, key=str.lower)}
+    return {name: found for name, found in versions.items() if found is not None}
 
 
 def missing_extras() -> dict[str, list[str]]:

@@ -104,11 +104,13 @@ class EndpointHandler:
         for index in labels.unique().tolist():
             mask = labels == index
             # A single output is the probability of its class, labeled 1; the other pixels belong to no segment.
-            place = index - 1 if len(self.names) == 1 else index
-            if place not in self.names:
+            class_index = index - 1 if len(self.names) == 1 else index
+            if class_index not in self.names:
                 continue
-            whole = torch.nn.functional.interpolate(probabilities[None, place : place + 1], size=size, mode="bilinear")
-            yield segment(place, self.names[place], mask, float(whole[0, 0][mask].mean()))
+            whole = torch.nn.functional.interpolate(
+                probabilities[None, class_index : class_index + 1], size=size, mode="bilinear"
+            )
+            yield segment(class_index, self.names[class_index], mask, float(whole[0, 0][mask].mean()))
 
     def object_segments(
         self, outputs: Any, size: tuple[int, int], subtask: str, threshold: float
@@ -193,17 +195,17 @@ def parse_parameter(parameters: Mapping[str, Any], name: str, kind: Any, default
 
 def is_true(value: Any) -> bool:
     """Convert a boolean, 0 or 1, or the text "true" or "false"."""
-    known = {"true": True, "false": False, "1": True, "0": False}
+    values = {"true": True, "false": False, "1": True, "0": False}
     text = str(value).lower()
-    if text not in known:
+    if text not in values:
         raise ValueError(text)
-    return known[text]
+    return values[text]
 
 
-def check_parameters(parameters: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def check_parameters(parameters: Mapping[str, Any], names: tuple[str, ...]) -> None:
     """Raise ValueError for parameters that have no effect."""
-    if others := sorted(parameters.keys() - set(known)):
-        raise ValueError(f"unknown parameters {', '.join(others)}, expected {', '.join(known)}")
+    if others := sorted(parameters.keys() - set(names)):
+        raise ValueError(f"unknown parameters {', '.join(others)}, expected {', '.join(names)}")
 
 
 def check_outputs(outputs: Mapping[str, Any]) -> None:

@@ -65,13 +65,13 @@ class ModelDirectory:
     def auto_class(self) -> str:
         """The Auto class that loads the model."""
         names = self.config.architectures or []
-        known = model_classes(self.config)
-        for auto_class, kind in known.items():
+        model_classes_by_name = model_classes(self.config)
+        for auto_class, kind in model_classes_by_name.items():
             if kind.__name__ in names:
                 return auto_class
         raise PushError(
             f"{self.path}: config.json has the class {' or '.join(names) or 'None'}, expected one of "
-            f"{', '.join(kind.__name__ for kind in known.values())}"
+            f"{', '.join(kind.__name__ for kind in model_classes_by_name.values())}"
         )
 
     @cached_property
@@ -112,8 +112,8 @@ class ModelDirectory:
     def reports(self) -> list[MetricsReport]:
         """The evaluation reports, that of the test split first; for the same data and protocol only the last one."""
         reports = [with_hub_data(read_report(folder / METRICS)) for folder in self.evaluations]
-        last = {(each.split, each.dataset, each.dataset_split, each.protocol): each for each in reports}
-        return sorted(last.values(), key=lambda each: SPLITS.index(each.split))
+        last = {(report.split, report.dataset, report.dataset_split, report.protocol): report for report in reports}
+        return sorted(last.values(), key=lambda report: SPLITS.index(report.split))
 
     @property
     def details(self) -> dict[str, Any]:
@@ -179,8 +179,10 @@ class ModelDirectory:
         """
         kind = type(self.processor)
         architecture = None if self.plugin is None else self.plugin.value
-        known = () if architecture is None else (architecture.image_processor, architecture.universal_image_processor)
-        kinds = next((classes for classes in known if kind in classes.values()), {"torchvision": kind})
+        own_processors = (
+            () if architecture is None else (architecture.image_processor, architecture.universal_image_processor)
+        )
+        kinds = next((classes for classes in own_processors if kind in classes.values()), {"torchvision": kind})
         copied = {backend: reference(each) for backend, each in kinds.items() if self.is_copied(each)}
         return {"AutoImageProcessor": copied} if copied else {}
 

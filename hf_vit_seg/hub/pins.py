@@ -15,8 +15,12 @@ SDK = "gradio"  # the Space installs the `sdk_version` of its README
 def extra_requirements(extra: str) -> list[Requirement]:
     """Return this package's requirements with one of its extras."""
     requirements = map(Requirement, requires(PACKAGE) or ())
-    active = [each for each in requirements if each.marker is None or each.marker.evaluate({"extra": extra})]
-    return sorted(active, key=lambda each: each.name.lower())
+    active = [
+        requirement
+        for requirement in requirements
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+    ]
+    return sorted(active, key=lambda requirement: requirement.name.lower())
 
 
 def installed_version(name: str) -> str | None:
@@ -29,7 +33,7 @@ def installed_version(name: str) -> str | None:
 
 def pins(others: Iterable[str] = ()) -> list[str]:
     """Return the lines of requirements.txt: the demo's requirements and `others` at the installed versions."""
-    names = [each.name for each in extra_requirements("demo") if each.name != SDK] + [
+    names = [requirement.name for requirement in extra_requirements("demo") if requirement.name != SDK] + [
         name for name in others if name != PACKAGE
     ]
     return [f"{name}=={version}" for name in dict.fromkeys(names) if (version := installed_version(name)) is not None]

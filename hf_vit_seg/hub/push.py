@@ -127,7 +127,9 @@ def contents(
     model: ModelDirectory, repo_id: str, sample_image: bool = False, handler: bool = False
 ) -> dict[str, Path | bytes]:
     """Return the files of a repository by their path, without local paths in their contents."""
-    unchanged = [path for path in sorted(model.path.iterdir()) if any(fnmatch(path.name, each) for each in UNCHANGED)]
+    unchanged = [
+        path for path in sorted(model.path.iterdir()) if any(fnmatch(path.name, pattern) for pattern in UNCHANGED)
+    ]
     files: dict[str, Path | bytes] = {path.name: path for path in [*unchanged, *model.code]}
     if model.recipe_text is not None:
         files[RECIPE] = model.recipe_text.encode()
@@ -200,7 +202,7 @@ def is_replaced(path: str) -> bool:
     """Return whether a path in a repository may have been written by an earlier push."""
     if "/" in path:
         return fnmatch(path, SCORES)
-    return path in code_names() or any(fnmatch(path, each) for each in WRITTEN)
+    return path in code_names() or any(fnmatch(path, pattern) for pattern in WRITTEN)
 
 
 @cache
@@ -208,8 +210,8 @@ def code_names() -> frozenset[str]:
     """Return the names of code files that are saved with models of installed architectures and heads."""
     kinds = [
         kind
-        for each in architectures().values()
-        for kind in (each.config, *each.models.values(), *each.all_processors())
+        for architecture in architectures().values()
+        for kind in (architecture.config, *architecture.models.values(), *architecture.all_processors())
     ]
     own = {source_file(kind) for kind in [*kinds, *EXTERNAL_HEADS.values()] if not is_from_transformers(kind)}
     return frozenset(file.name for source in own if copy_obstacle(source) is None for file in code_files(source))

@@ -102,7 +102,7 @@ def model_files(directory: ModelDirectory | None, repo_id: str) -> dict[str, Pat
 
 def is_replaced(path: str) -> bool:
     """Return whether a path in a Space belongs to the package, its metadata or the local model."""
-    return any(fnmatch(path, each) for each in (f"{PACKAGE}/*", f"{PACKAGE}-*.dist-info/*", f"{MODEL}/*"))
+    return any(fnmatch(path, pattern) for pattern in (f"{PACKAGE}/*", f"{PACKAGE}-*.dist-info/*", f"{MODEL}/*"))
 
 
 def set_model(repo_id: str, model: str) -> None:
@@ -141,10 +141,10 @@ def folder(package: str) -> Path:
 def tree(root: Path, name: str) -> Iterator[tuple[str, Path]]:
     """Yield all files in a folder with their paths under `name`."""
     for path in sorted(root.rglob("*")):
-        place = path.relative_to(root)
-        hidden = any(part.startswith(".") for part in place.parts)  # such as files of editors
-        if path.is_file() and not hidden and not LEFT_OUT & set(place.parts):
-            yield f"{name}/{place.as_posix()}", path
+        relative_path = path.relative_to(root)
+        hidden = any(part.startswith(".") for part in relative_path.parts)  # such as files of editors
+        if path.is_file() and not hidden and not LEFT_OUT & set(relative_path.parts):
+            yield f"{name}/{relative_path.as_posix()}", path
 
 
 def space_card(readme: Path, repo_id: str, models: list[str], provenance: Provenance | None) -> bytes:

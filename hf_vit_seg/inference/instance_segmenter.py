@@ -143,7 +143,7 @@ class InstanceSegmenter(ImageSegmenter):
         self,
         read: Callable[[slice, slice], tuple[torch.Tensor, np.ndarray | None]],
         stitcher: ObjectStitcher,
-        known: Sequence[Sequence[FoundObject]] = (),
+        earlier: Sequence[Sequence[FoundObject]] = (),
         save: Callable[[Sequence[FoundObject]], None] | None = None,
     ) -> Iterator[int]:
         """Add the objects of an image to a stitcher, window by window; yields the number of windows that are done.
@@ -158,11 +158,11 @@ class InstanceSegmenter(ImageSegmenter):
         height, width = size if grid is None else grid.window
         for number, (top, left) in enumerate(corners):
             window = (top, left, top + height, left + width)
-            if number < len(known):
-                objects = known[number]
+            if number < len(earlier):
+                objects = earlier[number]
             else:
                 in_window = self.find(*read(slice(top, window[2]), slice(left, window[3])))
-                objects = [each.translate(top, left) for each in in_window]
+                objects = [found_object.translate(top, left) for found_object in in_window]
                 if save is not None:
                     save(objects)
             core = window if grid is None else window_core(window, (grid.tops, grid.lefts), size)

@@ -260,7 +260,7 @@ class RuntimeModel:
         self.program = load_program(path)
         self.dtype = self.program.dtype
         names = self.program.outputs
-        self.objects = next((each for each in OBJECT_OUTPUTS if each.exported == names), None)
+        self.objects = next((output_class for output_class in OBJECT_OUTPUTS if output_class.exported == names), None)
         if task is not None and (task == "instance") != (self.objects is not None):
             kinds = ("classes of pixels", "objects")
             has, needs = kinds[self.objects is not None], kinds[task == "instance"]

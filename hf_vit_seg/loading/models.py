@@ -190,13 +190,15 @@ def check_task(name: str | Path, converted: Conversion, task: str | None) -> Non
 def check_options(function: Callable[..., Any], hub: Mapping[str, Any]) -> None:
     """Raise TypeError for options of a function or class method that neither it nor `HUB_OPTIONS` has."""
     own = [name for name, each in signature(function).parameters.items() if each.kind is not each.VAR_KEYWORD]
-    known = [*own, *HUB_OPTIONS]
+    options_of_function = [*own, *HUB_OPTIONS]
     if unknown := [name for name in hub if name not in HUB_OPTIONS]:
         noun = "argument" if len(unknown) == 1 else "arguments"
         options = ", ".join(f"'{name}'" for name in unknown)
         owner: Any = getattr(function, "__self__", None)
         called = function.__name__ if owner is None else f"{owner.__name__}.{function.__name__}"
-        raise TypeError(f"{called}() got unexpected keyword {noun} {options}; {nearest(unknown[0], known)}")
+        raise TypeError(
+            f"{called}() got unexpected keyword {noun} {options}; {nearest(unknown[0], options_of_function)}"
+        )
 
 
 def load_model(name: str, dtype: torch.dtype = torch.float32, task: str = "segmentation", **hub: Any) -> Any:

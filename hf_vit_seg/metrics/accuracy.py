@@ -58,8 +58,8 @@ def classes_ahead(scores: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     before any number: an image whose class has the score NaN is always wrong.
     """
     classes_before = torch.arange(scores.shape[1], device=scores.device)
-    known = (classes >= 0) & (classes < scores.shape[1])
+    has_label = (classes >= 0) & (classes < scores.shape[1])
     own = scores.gather(1, classes.clamp(0, scores.shape[1] - 1)[:, None])
     earlier = classes_before < classes[:, None]
     ahead = torch.where(earlier, ~(scores < own), ~(scores <= own)).sum(dim=1)
-    return torch.where(known & ~own[:, 0].isnan(), ahead, torch.iinfo(torch.int64).max)
+    return torch.where(has_label & ~own[:, 0].isnan(), ahead, torch.iinfo(torch.int64).max)

@@ -233,8 +233,8 @@ class VisionTransformerConfig(MaskClassificationConfig, StagedConfig):
     def validate_levels(self):
         """Raise ValueError for a pyramid that does not have four layers, and for layers that do not exist."""
         levels = self.decode_head_levels
-        known = range(1, self.num_hidden_layers + 1)
-        if levels is not None and (len(levels) != PYRAMID_LEVELS or any(level not in known for level in levels)):
+        layers = range(1, self.num_hidden_layers + 1)
+        if levels is not None and (len(levels) != PYRAMID_LEVELS or any(level not in layers for level in levels)):
             raise HfVitSegError(
                 f"VisionTransformerConfig.decode_head_levels names {PYRAMID_LEVELS} layers from 1 to "
                 f"{self.num_hidden_layers}, got {tuple(levels)}"

@@ -134,7 +134,7 @@ def center_offsets(numbers: torch.Tensor) -> torch.Tensor:
     radii = (areas / torch.pi).sqrt()
     offsets = []
     for axis in (1, 2):
-        shape = [-1 if axis == each else 1 for each in range(3)]
+        shape = [-1 if axis == dimension else 1 for dimension in range(3)]
         positions = torch.arange(numbers.shape[axis], device=numbers.device).view(shape).expand_as(numbers)
         centers = flat.bincount(positions.flatten(), minlength=count) / areas
         offsets.append((centers[indices] - positions) / radii[indices])
@@ -351,7 +351,7 @@ def score_objects(
     """
     count, flat = int(numbers.max()) + 1, numbers.flatten()
     areas = flat.bincount(minlength=count)
-    sums = torch.stack([flat.bincount(each.flatten(), minlength=count) for each in margins])
+    sums = torch.stack([flat.bincount(object_margins.flatten(), minlength=count) for object_margins in margins])
     scores, classes = (sums / areas.clamp(min=1)).clamp(min=0).max(dim=0)
     kept = (areas >= least_area) & (scores >= threshold)
     kept[0] = False

@@ -51,7 +51,7 @@ def with_methods(outputs: Any) -> Any:
     when they move the tensors to the CPU.
     """
     maps = [getattr(outputs, name, None) for name in DistanceOutput.exported]
-    if hasattr(outputs, "segments") or any(each is None for each in maps):
+    if hasattr(outputs, "segments") or any(segment_map is None for segment_map in maps):
         return outputs
     return DistanceOutput(**dict(zip(DistanceOutput.exported, maps, strict=True)))
 

@@ -312,7 +312,9 @@ def object_auto_classes(kind: type) -> dict[str, type]:
 
     transformers' pipeline "image-segmentation" first loads AutoModelForImageSegmentation, which is `kind` itself.
     """
-    semantic = next((each for each in SEMANTIC_MODELS.values() if issubclass(each, kind)), kind)
+    semantic = next(
+        (semantic_class for semantic_class in SEMANTIC_MODELS.values() if issubclass(semantic_class, kind)), kind
+    )
     universal = semantic.__bases__[-1]  # the semantic class is a variant of it
     return {
         "AutoModelForImageSegmentation": kind,

@@ -256,11 +256,11 @@ def find_head(name: str) -> HeadSpec:
     if name in HEADS:
         return HEADS[name]
     if name not in EXTERNAL_HEADS:
-        known = [*HEADS, *EXTERNAL_HEADS]
-        near = get_close_matches(name, known, n=1)
+        names = [*HEADS, *EXTERNAL_HEADS]
+        near = get_close_matches(name, names, n=1)
         hint = f"did you mean '{near[0]}'? The known heads are" if near else "the known heads are"
         raise HfVitSegError(
-            f"there is no decode_head '{name}', here or in an installed plugin; {hint} {', '.join(known)}; the card of "
+            f"there is no decode_head '{name}', here or in an installed plugin; {hint} {', '.join(names)}; the card of "
             "a model with another head (README.md) names the package to install"
         )
     return HeadSpec(partial(registered_head, name), None, "any maps", lambda _: True)

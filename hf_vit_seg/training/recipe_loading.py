@@ -137,12 +137,12 @@ def complete_sources(data: DataRecipe) -> dict[str, dict[str, Any]]:
     return sources
 
 
-def complete_entries(table: Table, entries: Sequence[Any], place: str) -> tuple[dict[str, Any], ...]:
+def complete_entries(table: Table, entries: Sequence[Any], location: str) -> tuple[dict[str, Any], ...]:
     """Complete the rows of a list, each a name with all its settings."""
     rows = []
     for index, entry in enumerate(entries):
         name = entry if isinstance(entry, str) else next(iter(entry), None)
-        rows.append({name: record_settings(table.read_entry(entry, f"{place}.{index}"))})
+        rows.append({name: record_settings(table.read_entry(entry, f"{location}.{index}"))})
     return tuple(rows)
 
 

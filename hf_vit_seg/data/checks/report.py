@@ -115,14 +115,15 @@ class SplitFacts:
     def class_name(self, raw: Raw) -> str:
         """Return the class name of a raw value, `ignored` or `unknown`."""
         target = self.targets.get(raw)
-        known = target in range(len(self.table.names))
-        return self.table.names[target] if target is not None and known else "unknown" if target is None else "ignored"
+        if target is None:
+            return "unknown"
+        return self.table.names[target] if target in range(len(self.table.names)) else "ignored"
 
     @property
     def ignored_count(self) -> int:
         """The number of ignored and unknown pixels."""
-        known = range(len(self.table.names))
-        return sum(o.count for raw, o in self.values.items() if self.targets.get(raw, 0) not in known)
+        class_targets = range(len(self.table.names))
+        return sum(o.count for raw, o in self.values.items() if self.targets.get(raw, 0) not in class_targets)
 
     @cached_property
     def unknown(self) -> dict[Raw, Occurrence]:
@@ -251,9 +252,9 @@ class SplitFacts:
     @cached_property
     def ignored(self) -> dict[Raw, Occurrence]:
         """Raw values of masks that are mapped to the ignore index by the recipe, the most frequent first."""
-        known = range(len(self.table.names))
+        class_targets = range(len(self.table.names))
         ignored = {raw: o for raw, o in self.values.items() if raw != IGNORED_VALUE and raw in self.targets}
-        rows = [(raw, o) for raw, o in ignored.items() if self.targets[raw] not in known]
+        rows = [(raw, o) for raw, o in ignored.items() if self.targets[raw] not in class_targets]
         return dict(sorted(rows, key=lambda item: -item[1].count))
 
     @cached_property

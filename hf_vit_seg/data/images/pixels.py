@@ -217,7 +217,9 @@ def find_matching_series(tiff: Any, file: object) -> list[Any]:
     check_complete(tiff, file)
     first = tiff.series[0]
     return [
-        each for each in tiff.series if (each.shape, each.dtype, each.axes) == (first.shape, first.dtype, first.axes)
+        series
+        for series in tiff.series
+        if (series.shape, series.dtype, series.axes) == (first.shape, first.dtype, first.axes)
     ]
 
 

@@ -75,10 +75,10 @@ def class_entries(
 def label_set(name: str, task: str = "segmentation") -> list[NamedClass]:
     """Return the classes and colors of a label set of the package (configs/labels); for instances, its things."""
     folder = files("hf_vit_seg.configs") / "labels"
-    known = sorted(entry.name.removesuffix(".json") for entry in folder.iterdir())
-    if name not in known:
+    names = sorted(entry.name.removesuffix(".json") for entry in folder.iterdir())
+    if name not in names:
         raise ClassTableError(
-            f"data.classes: unknown label set '{name}': use one of {', '.join(known)}, or list the names"
+            f"data.classes: unknown label set '{name}': use one of {', '.join(names)}, or list the names"
         )
     content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     colors = [(red, green, blue) for red, green, blue in content.get("palette", [])] or [None] * len(content["names"])

@@ -155,8 +155,8 @@ class ClassTable:
         """Return the pixel counts of raw values that are neither mapped to a class nor ignored, the most frequent
         first.
         """
-        known = {value for value, _ in self.targets}
-        counts = [(value, count) for value, count in self.histogram(raw).items() if value not in known]
+        mapped = {value for value, _ in self.targets}
+        counts = [(value, count) for value, count in self.histogram(raw).items() if value not in mapped]
         return dict(sorted(counts, key=lambda item: -item[1]))
 
     def histogram(self, raw: torch.Tensor) -> dict[Raw, int]:

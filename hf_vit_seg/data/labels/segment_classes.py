@@ -44,13 +44,13 @@ def segment_targets(raw: RawSegments, table: ClassTable, task: str) -> list[int]
     instances, such as the road of a street scene.
     """
     assert raw.classes is not None
-    found, known = dict[Raw, int](table.targets), range(len(table.names))
+    found, targets = dict[Raw, int](table.targets), range(len(table.names))
 
     def target(number: int, value: int, crowd: int) -> int:
         index = found.get(value)
         if index is None:
             return BACKGROUND if number in raw.regions and task != PANOPTIC else NO_CLASS
-        return IGNORED if index not in known or crowd >= 0 else index
+        return IGNORED if index not in targets or crowd >= 0 else index
 
     crowds = crowd_classes(raw, table)
     return [target(number, *pair) for number, pair in enumerate(zip(raw.classes, crowds, strict=True), 1)]
@@ -59,9 +59,9 @@ def segment_targets(raw: RawSegments, table: ClassTable, task: str) -> list[int]
 def crowd_classes(raw: RawSegments, table: ClassTable) -> list[int]:
     """Return the class index of each raw segment (n,) that is a group of things, -1 for other segments."""
     assert raw.classes is not None
-    found, known = dict[Raw, int](table.targets), range(len(table.names))
+    found, targets = dict[Raw, int](table.targets), range(len(table.names))
     indices = [found.get(value, -1) if number in raw.regions else -1 for number, value in enumerate(raw.classes, 1)]
-    return [index if index in known and table.is_thing(index) else -1 for index in indices]
+    return [index if index in targets and table.is_thing(index) else -1 for index in indices]
 
 
 def count_segments(raw: RawSegments, table: ClassTable, task: str) -> dict[Raw, int]:

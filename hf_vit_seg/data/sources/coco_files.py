@@ -97,8 +97,8 @@ class CocoFile:
         for category in self.categories:
             if category.name == normalize_name(name):
                 return category
-        known = format_list([category.name for category in self.categories], 10)
-        raise SourceError(f"{self.title} has no category '{name}'; it has {known}")
+        names = format_list([category.name for category in self.categories], 10)
+        raise SourceError(f"{self.title} has no category '{name}'; it has {names}")
 
     def file(self, image: CocoImage) -> Path:
         """Return the path of an image."""
@@ -233,8 +233,13 @@ def renumber(
     """Annotations with ids from `first`, and with the ids of merged images and categories."""
     new_images = {image.id: images[image.file_name].id for image in lists.images}
     new_categories = {category.id: categories[category.name].id for category in lists.categories}
-    for number, each in enumerate(lists.annotations, first):
-        yield replace(each, id=number, image_id=new_images[each.image_id], category_id=new_categories[each.category_id])
+    for number, annotation in enumerate(lists.annotations, first):
+        yield replace(
+            annotation,
+            id=number,
+            image_id=new_images[annotation.image_id],
+            category_id=new_categories[annotation.category_id],
+        )
 
 
 def validate_entries(form: TypeAdapter[Entries], content: Any, path: Path) -> Entries:
@@ -246,8 +251,8 @@ def validate_entries(form: TypeAdapter[Entries], content: Any, path: Path) -> En
     first = errors[0]
     if first["type"] == "missing":
         raise SourceError(f"{path} has an entry without '{first['loc'][-1]}', which COCO format requires")
-    place, expected = ".".join(map(str, settings_path(first, content))), expectation(first, errors, content)
-    raise SourceError(f"{path}: {place} should be {expected}, found {shorten(first['input'])}")
+    location, expected = ".".join(map(str, settings_path(first, content))), expectation(first, errors, content)
+    raise SourceError(f"{path}: {location} should be {expected}, found {shorten(first['input'])}")
 
 
 __all__ = ["CocoAnnotation", "CocoFile", "CocoImage", "Id", "Places", "read_coco"]

@@ -56,7 +56,7 @@ class CocoMasksSource(SourceRecord):
         else:
             chosen = [coco.category(name) for name in self.categories]
         background = self.background if task == "segmentation" else None
-        values = {category.id: place for place, category in enumerate(chosen, 1 if background else 0)}
+        values = {category.id: index for index, category in enumerate(chosen, 1 if background else 0)}
         drawn = [a for a in coco.annotations if a.category_id in values]
         if bare := [a.id for a in drawn if not a.segmentation]:
             raise SourceError(

@@ -53,18 +53,20 @@ class FoldersSource(SourceRecord):
         do not fit the task.
         """
         kinds = self.target_kinds(task)
-        folders = {kind: template_folder(place, kind) for kind, place in {"images": self.images, **kinds}.items()}
+        folders = {kind: template_folder(template, kind) for kind, template in {"images": self.images, **kinds}.items()}
         stems = {
-            kind: find_stems(place, folders[kind], set() if STEM in place else set(folders.values()) - {folders[kind]})
-            for kind, place in {"images": self.images, **kinds}.items()
+            kind: find_stems(
+                template, folders[kind], set() if STEM in template else set(folders.values()) - {folders[kind]}
+            )
+            for kind, template in {"images": self.images, **kinds}.items()
         }
         listed = read_stems(existing_file(self.stems, "stems"), *stems.values()) if self.stems is not None else None
         if listed is not None:
             stems = {kind: {stem: each[stem] for stem in listed if stem in each} for kind, each in stems.items()}
         pairs = [stem for stem in listed or sorted(stems["images"]) if all(stem in each for each in stems.values())]
         if self.unpaired == "error" or not pairs:
-            for kind, place in kinds.items():
-                check_pairs(self.images, stems["images"], kind, place, stems[kind])
+            for kind, template in kinds.items():
+                check_pairs(self.images, stems["images"], kind, template, stems[kind])
         files = {kind: [each[stem] for stem in pairs] for kind, each in stems.items()}
         if "instances" not in kinds:
             return FileSource(folders["images"], files["images"], folders["masks"], files["masks"], channels=channels)
@@ -94,7 +96,7 @@ class FoldersSource(SourceRecord):
         return {"instances": self.instances} | ({} if self.masks is None else {"masks": self.masks})
 
 
-def check_pairs(place: str, images: dict[str, str], kind: str, other_place: str, others: dict[str, str]) -> None:
+def check_pairs(template: str, images: dict[str, str], kind: str, other_template: str, others: dict[str, str]) -> None:
     """Raise SourceError for stems with only an image or only a mask (or instance map)."""
     noun, faults = {"masks": "mask", "instances": "instance map"}[kind], []
     for have, lack, found, counterparts in (("image", noun, images, others), (noun, "image", others, images)):
@@ -102,7 +104,7 @@ def check_pairs(place: str, images: dict[str, str], kind: str, other_place: str,
             faults.append(f"{len(alone)} of {len(found)} {have}s have no {lack} ({format_list(alone)})")
     if faults:
         raise SourceError(
-            f"{place} and {other_place} do not match by stem: {'; '.join(faults)}. If the names differ, use "
+            f"{template} and {other_template} do not match by stem: {'; '.join(faults)}. If the names differ, use "
             f"templates such as '{kind}/{{stem}}_mask.png'; set unpaired: skip to skip these files"
         )
 
@@ -128,57 +130,57 @@ def read_stems(path: Path, *folders: dict[str, str]) -> list[str]:
     return stems
 
 
-def find_stem(word: str, known: Container[str]) -> str:
+def find_stem(word: str, stems: Container[str]) -> str:
     """Return the stem of a line, with `/` as separator and without a suffix."""
     portable = word.replace("\\", "/")
     candidates = (word, portable, portable.rpartition(".")[0])
-    return next((stem for stem in candidates if stem in known), word)
+    return next((stem for stem in candidates if stem in stems), word)
 
 
-def template_folder(place: str, what: str) -> Path | str:
+def template_folder(template: str, what: str) -> Path | str:
     """Return the folder of a template's fixed part, or `place` itself if it is a folder; an address as a string."""
-    if {"{", "}"} & set(place.replace(STEM, "", 1)):
-        raise SourceError(f"{what}: {place}: a template must have {STEM} once and no other braces")
-    fixed, stem, _ = place.partition(STEM)
-    if is_address(place):
+    if {"{", "}"} & set(template.replace(STEM, "", 1)):
+        raise SourceError(f"{what}: {template}: a template must have {STEM} once and no other braces")
+    fixed, stem, _ = template.partition(STEM)
+    if is_address(template):
         return fixed.rpartition("/")[0] if stem else fixed.rstrip("/")
     folder = Path(fixed).parent if stem and not fixed.endswith("/") else Path(fixed)
     return existing_folder(folder.expanduser(), what)
 
 
-def find_stems(place: str, folder: Path | str, skip: Collection[Path | str]) -> dict[str, str]:
+def find_stems(template: str, folder: Path | str, skip: Collection[Path | str]) -> dict[str, str]:
     """Find the files of a folder or template by stem, relative to `folder`; the folders `skip` are excluded."""
-    pattern = stem_pattern(compose(place))
-    suffixes = readable_suffixes() | ({Path(place).suffix.lower()} if STEM in place else frozenset())
+    pattern = stem_pattern(compose(template))
+    suffixes = readable_suffixes() | ({Path(template).suffix.lower()} if STEM in template else frozenset())
     stems: dict[str, str] = {}
     for path in list_files(folder, suffixes, skip):
         if match := pattern.fullmatch(compose(path)):
             stem = match["folder"] + match["stem"]
             if stem in stems:
                 raise SourceError(
-                    f"{place} has two files with the stem '{stem}', {stems[stem]} and {path}: select one "
+                    f"{template} has two files with the stem '{stem}', {stems[stem]} and {path}: select one "
                     f"by a template such as '{folder}/{STEM}{Path(path).suffix}'"
                 )
             stems[stem] = path
     if not stems:
-        raise SourceError(f"{place}: found no image files (.png, .jpg, .tif, .npy ...)")
+        raise SourceError(f"{template}: found no image files (.png, .jpg, .tif, .npy ...)")
     return stems
 
 
 def list_files(folder: Path | str, suffixes: frozenset[str], skip: Collection[Path | str] = ()) -> Iterable[str]:
     """Return the files below a folder or an address with one of these suffixes, relative to it. Raises SourceError."""
     if isinstance(folder, Path):
-        local = [each for each in skip if isinstance(each, Path)]
+        local = [pattern for pattern in skip if isinstance(pattern, Path)]
         return (path.as_posix() for path in files_below(folder, suffixes, local))
     try:
-        return files_below_address(folder, suffixes, [each for each in skip if isinstance(each, str)])
+        return files_below_address(folder, suffixes, [pattern for pattern in skip if isinstance(pattern, str)])
     except StorageError as error:
         raise SourceError(str(error)) from None
 
 
-def stem_pattern(place: str) -> re.Pattern[str]:
+def stem_pattern(template: str) -> re.Pattern[str]:
     """Compile the pattern of relative paths: subfolders and {stem} form the stem; without a suffix, all match."""
-    fixed, _, rest = place.partition(STEM) if STEM in place else ("", "", "")
+    fixed, _, rest = template.partition(STEM) if STEM in template else ("", "", "")
     ending = re.escape(rest) if "." in rest else re.escape(rest) + r"\.[^./]*"
     return re.compile(rf"(?P<folder>(?:.*/)?){re.escape(fixed.rpartition('/')[2])}(?P<stem>[^/]+){ending}")
 

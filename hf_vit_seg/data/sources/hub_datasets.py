@@ -58,8 +58,8 @@ class HuggingFaceSource(ColumnsSource):
         try:
             if is_saved_dataset(folder):
                 return self.select_saved_split(datasets.load_from_disk(os.fspath(folder)))
-            place = os.fspath(folder) if folder.is_dir() else self.name
-            return datasets.load_dataset(place, self.config, split=self.split, revision=self.revision)
+            location = os.fspath(folder) if folder.is_dir() else self.name
+            return datasets.load_dataset(location, self.config, split=self.split, revision=self.revision)
         except SourceError:
             raise
         except Exception as error:  # the library, the network and the file formats raise anything

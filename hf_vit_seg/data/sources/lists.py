@@ -158,7 +158,7 @@ def encode_labels(labels: list[str]) -> tuple[list[int], tuple[str, ...] | None]
         return [int(label) for label in labels], None
     labels = [normalize_name(label) for label in labels]
     names = tuple(sorted(set(labels)))
-    places = {name: place for place, name in enumerate(names)}
+    places = {name: index for index, name in enumerate(names)}
     return [places[label] for label in labels], names
 
 

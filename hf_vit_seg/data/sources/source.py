@@ -125,7 +125,7 @@ def portable_path(folder: Path | str, text: str) -> str:
 def check_present(folder: Path | str, names: Sequence[str], where: str) -> None:
     """Raise SourceError if files of a list or an annotation file do not exist; those at addresses are not checked."""
     places = (locate(folder, name) for name in names)
-    missing = [place for place in places if isinstance(place, Path) and not place.is_file()]
+    missing = [path for path in places if isinstance(path, Path) and not path.is_file()]
     if missing:
         raise SourceError(
             f"{where} lists {len(names)} files, of which {len(missing)} do not exist: {format_list(missing)}"

@@ -119,16 +119,18 @@ def describe_unpaired(
     required: Mapping[str, Sequence[str]],
 ) -> str:
     """Format the message on samples without some of the required kinds of members."""
-    wanted = " and ".join(f"{kind} (.{', .'.join(known[:4])})" for kind, known in required.items())
+    required_kinds = " and ".join(f"{kind} (.{', .'.join(extensions[:4])})" for kind, extensions in required.items())
     if not listed:
-        return f"{format_list(paths)}: found no samples with {wanted}: set {', '.join(required)} to the extensions"
+        return (
+            f"{format_list(paths)}: found no samples with {required_kinds}: set {', '.join(required)} to the extensions"
+        )
     faults = [
         f"{paths[number]}: {key} has no {' and no '.join(sorted(required.keys() - members.keys()))}"
         for number, key, members in listed
         if not required.keys() <= members.keys()
     ]
     return (
-        f"{len(faults)} of {len(listed)} samples are incomplete, expected {wanted}: {format_list(faults)}; set "
+        f"{len(faults)} of {len(listed)} samples are incomplete, expected {required_kinds}: {format_list(faults)}; set "
         f"{', '.join(required)} to the extensions of the files, or unpaired: skip to skip these samples"
     )
 
@@ -187,7 +189,7 @@ def match_address(given: str) -> list[str]:
 
 def list_samples(path: str, extensions: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Member]]:
     """Return the members of each sample of a tar file, by kind. Raises SourceError."""
-    ranks = {kind: {each: rank for rank, each in enumerate(known)} for kind, known in extensions.items()}
+    ranks = {kind: {each: rank for rank, each in enumerate(suffixes)} for kind, suffixes in extensions.items()}
     labels = ranks.get("label", {})
     samples: dict[str, dict[str, Member]] = {}
     best: dict[tuple[str, str], int] = {}
@@ -196,7 +198,7 @@ def list_samples(path: str, extensions: Mapping[str, Sequence[str]]) -> dict[str
             match = MEMBER.fullmatch(member.name)
             if match is None:
                 continue
-            for kind, rank in ((kind, known.get(match["extension"].lower())) for kind, known in ranks.items()):
+            for kind, rank in ((kind, suffixes.get(match["extension"].lower())) for kind, suffixes in ranks.items()):
                 if rank is None:
                     continue
                 before = best.get((match["key"], kind))

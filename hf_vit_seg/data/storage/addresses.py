@@ -54,8 +54,8 @@ def open_binary(path: str) -> Any:
     try:
         if not is_address(path):
             return open(path, "rb")
-        filesystem, place = open_address(path)
-        return filesystem.open(place, "rb")
+        filesystem, address = open_address(path)
+        return filesystem.open(address, "rb")
     except OSError as error:
         raise ImageFileError(f"{path} cannot be read: {error_sentence(error)}") from error
 
@@ -93,7 +93,7 @@ def files_below_address(folder: str, suffixes: Collection[str], skip: Collection
     except Exception as error:  # network and access errors; each file system has its own classes
         raise StorageError(f"{folder} cannot be listed: {error_sentence(error)}") from error
     inside = [name.removeprefix(path).lstrip("/") for name in sizes]
-    skipped = tuple(f"{each.rstrip('/')}/" for each in skip)
+    skipped = tuple(f"{pattern.rstrip('/')}/" for pattern in skip)
     return [
         name
         for name in inside
@@ -113,9 +113,9 @@ def locate(folder: Path | str, name: str) -> Path | str:
     return folder / name if isinstance(folder, Path) else join(folder, name)
 
 
-def file_at(place: Path | str) -> Path | ImageBytes:
+def file_at(location: Path | str) -> Path | ImageBytes:
     """Return a local file, or the content of one at an address. Raises as `read_address`."""
-    return place if isinstance(place, Path) else ImageBytes(place, read_address(place, place))
+    return location if isinstance(location, Path) else ImageBytes(location, read_address(location, location))
 
 
 def read_address(address: str, name: str, size: int = UNKNOWN) -> bytes:
@@ -141,8 +141,8 @@ def read_range(path: str, start: int, size: int, name: str) -> bytes:
 def read_local_range(path: str, start: int, size: int) -> bytes:
     """Read bytes of a file."""
     if is_address(path):
-        filesystem, place = open_address(path)
-        return filesystem.cat_file(place, start=start, end=start + size)
+        filesystem, address = open_address(path)
+        return filesystem.cat_file(address, start=start, end=start + size)
     with open(path, "rb") as file:
         file.seek(start)
         return file.read(size)

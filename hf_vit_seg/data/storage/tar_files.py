@@ -22,7 +22,7 @@ class Member(NamedTuple):
     data: bytes = b""
 
 
-def list_members(path: str, wanted: Callable[[str], bool] = lambda name: False) -> Iterator[Member]:
+def list_members(path: str, accepts: Callable[[str], bool] = lambda name: False) -> Iterator[Member]:
     """Yield the regular files of a tar file, local or at an address, by their headers.
 
     Of members whose name is `wanted`, the content is read too. Raises ImageFileError, or ConnectionLost.
@@ -32,7 +32,7 @@ def list_members(path: str, wanted: Callable[[str], bool] = lambda name: False) 
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     if member.isfile():
-                        stream = tar.extractfile(member) if wanted(member.name) else None
+                        stream = tar.extractfile(member) if accepts(member.name) else None
                         data = stream.read() if stream else b""
                         yield Member(member.name, member.offset_data, member.size, data)
         except tarfile.TarError as error:

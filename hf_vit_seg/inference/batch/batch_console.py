@@ -79,14 +79,14 @@ class BatchProgress(RunObserver):
 
     def show_failures(self, status: ShardStatus) -> None:
         """Print the failures of a shard, and each kind of traceback once."""
-        for each in status.failures:
+        for failure in status.failures:
             self.failures += 1
-            location = each.bug[-500:]
-            if each.bug and location not in self.bugs:
+            location = failure.bug[-500:]
+            if failure.bug and location not in self.bugs:
                 self.bugs.add(location)
-                self.bar.console.print(escape(each.bug))
+                self.bar.console.print(escape(failure.bug))
             if self.failures <= SHOWN:
-                self.bar.console.print(f"[red]failed[/red] {escape(f'{each.image}: {each.reason}')}")
+                self.bar.console.print(f"[red]failed[/red] {escape(f'{failure.image}: {failure.reason}')}")
 
 
 def run_batch(run: BatchRun) -> tuple[int, RunSummary]:
@@ -104,7 +104,7 @@ def run_batch(run: BatchRun) -> tuple[int, RunSummary]:
         raise
     for line in summary_lines(run, summary, time.perf_counter() - start):
         console.print(escape(line))
-    if any(each.bug for each in summary.failures):
+    if any(failure.bug for failure in summary.failures):
         return BUG, summary
     return FAILED if summary.failures else DONE, summary
 
@@ -122,7 +122,7 @@ def summary_lines(run: BatchRun, summary: RunSummary, seconds: float) -> list[st
         )
     elif summary.finished == summary.images and run.world == 1:
         lines.append(f"Nothing to do: {summary.images} of {summary.images} {images} finished, results in {run.out}")
-    lost = sum(each.lost for each in summary.failures)
+    lost = sum(failure.lost for failure in summary.failures)
     if failed := len(summary.failures) - lost:
         lines.append(f"{failed} {'image' if failed == 1 else 'images'} cannot be segmented, see {run.out}/{ERRORS}")
     if summary.finished < summary.images and run.world == 1:

@@ -161,9 +161,9 @@ def open_remote(address: str, column: str) -> Iterator[tuple[Source, Iterable[En
         files = {}
     except Exception as error:  # network and access errors; each file system has its own classes
         raise InputError(f"{address} cannot be listed: {error_sentence(error)}") from error
-    known = readable_suffixes()
+    suffixes = readable_suffixes()
     alone = list(files) == [path]
-    images = {name: size for name, size in files.items() if alone or PurePosixPath(name).suffix.lower() in known}
+    images = {name: size for name, size in files.items() if alone or PurePosixPath(name).suffix.lower() in suffixes}
     containers = [name for name in files if name.lower().endswith((TAR, PARQUET))]
     images = {name: size for name, size in images.items() if name not in containers}
     if not images and not containers:
@@ -195,9 +195,9 @@ def relative_names(files: dict[str, int], root: str) -> list[tuple[str, int]]:
 # Tar and Parquet files
 
 
-def open_container(path: str, column: str, place: str | None = None) -> tuple[Source, Iterable[Entry]]:
+def open_container(path: str, column: str, container: str | None = None) -> tuple[Source, Iterable[Entry]]:
     """Return the source of a tar or Parquet file; `place` is the folder of the results, by default the file's stem."""
-    folder = place or PurePosixPath(path.replace(os.sep, "/")).stem
+    folder = container or PurePosixPath(path.replace(os.sep, "/")).stem
     if path.lower().endswith(TAR):
         return Source("tar", path), list_tar(path, folder)
     with open_parquet(path) as file:
@@ -208,9 +208,9 @@ def open_container(path: str, column: str, place: str | None = None) -> tuple[So
 
 def list_tar(path: str, folder: str) -> Iterator[Entry]:
     """Yield the images of a tar file, by their headers; label maps written by this package are left out."""
-    known, has_images = readable_suffixes(), False
+    suffixes, has_images = readable_suffixes(), False
     for member in list_members(path):
-        if PurePosixPath(member.name).suffix.lower() in known and not LABELS.search(member.name):
+        if PurePosixPath(member.name).suffix.lower() in suffixes and not LABELS.search(member.name):
             has_images = True
             inside = str(PurePosixPath("/", member.name)).lstrip("/").replace("../", "")
             yield Entry(member.name, member.offset, member.size, f"{folder}/{inside}")
@@ -246,9 +246,9 @@ def image_column(columns: dict[str, Any], given: str, path: str) -> str:
             f"{path}: found {'another kind of' if given in columns else 'no'} column '{given}', expected encoded "
             f"images: set --image-column to one of {format_list(usable, 10) or 'none (this file has no such column)'}"
         )
-    known = [name for name in IMAGE_COLUMNS if name in usable]
-    if known or len(usable) == 1:
-        return (known or usable)[0]
+    candidates = [name for name in IMAGE_COLUMNS if name in usable]
+    if candidates or len(usable) == 1:
+        return (candidates or usable)[0]
     raise InputError(
         f"{path}: set --image-column to the column of the images; the columns of encoded files are "
         f"{format_list(usable, 10) or 'none'}"
@@ -305,9 +305,9 @@ def parquet_files(source: Source, data: Any) -> list[str]:
     if hasattr(data, "__len__") or data.info.builder_name != "parquet":
         return []
     folder = Path(source.root).expanduser()
-    place = os.fspath(folder) if folder.is_dir() else source.root
+    location = os.fspath(folder) if folder.is_dir() else source.root
     try:
-        builder = datasets.load_dataset_builder(place, source.config or None, revision=source.revision or None)
+        builder = datasets.load_dataset_builder(location, source.config or None, revision=source.revision or None)
     except Exception as error:  # the library, the network and the file formats raise anything
         raise InputError(f"the dataset {source.root} cannot be opened: {error_sentence(error)}") from error
     files: Any = builder.config.data_files or {}
@@ -331,9 +331,9 @@ def load_dataset(source: Source) -> Any:
             data: Any = datasets.load_from_disk(os.fspath(folder))
             split = source.split or (next(iter(data)) if isinstance(data, dict) else "")
             return data[split] if isinstance(data, dict) else data
-        place = os.fspath(folder) if folder.is_dir() else source.root
+        location = os.fspath(folder) if folder.is_dir() else source.root
         options = {"revision": source.revision or None, "streaming": True}
-        return datasets.load_dataset(place, source.config or None, split=source.split or "train", **options)
+        return datasets.load_dataset(location, source.config or None, split=source.split or "train", **options)
     except Exception as error:  # the library, the network and the file formats raise anything
         raise InputError(f"the dataset {source.root} cannot be opened: {error_sentence(error)}") from error
 

@@ -216,7 +216,9 @@ class Listing:
     @property
     def origins(self) -> "Origins":
         """The source of each entry, as text."""
-        return Origins([f"{each.kind} {each.root} {each.config} {each.split}" for each in self.sources], self.numbers)
+        return Origins(
+            [f"{source.kind} {source.root} {source.config} {source.split}" for source in self.sources], self.numbers
+        )
 
     def take_places(self) -> list[str]:
         """Return the places of all entries, and release them and the set of entries."""

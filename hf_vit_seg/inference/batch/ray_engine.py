@@ -168,7 +168,7 @@ def read_row(text: str) -> ShardStatus:
     fields = json.loads(text)
     if REFUSED in fields:
         raise RayError(fields[REFUSED])
-    return ShardStatus(**fields | {"failures": tuple(Failure(**each) for each in fields["failures"])})
+    return ShardStatus(**fields | {"failures": tuple(Failure(**failure) for failure in fields["failures"])})
 
 
 __all__ = ["RayError", "run_ray"]

@@ -52,9 +52,9 @@ def target_names(
     return [divide(name, crowded, prefixes) for name in stems]
 
 
-def stem(place: str, flat: bool) -> str:
+def stem(origin: str, flat: bool) -> str:
     """Return a place without suffix."""
-    folder, slash, name = place.rpartition("/")
+    folder, slash, name = origin.rpartition("/")
     name = name.rpartition(".")[0] or name
     return folder + slash + (name.replace(".", "_") if flat else name)
 
@@ -76,9 +76,9 @@ def casefold_name(name: str) -> str:
     return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
 
 
-def with_suffix(name: str, place: str) -> str:
+def with_suffix(name: str, origin: str) -> str:
     """Add the suffix of a place to a name."""
-    return f"{name}_{PurePosixPath(place).suffix.lstrip('.').lower() or 'file'}"
+    return f"{name}_{PurePosixPath(origin).suffix.lstrip('.').lower() or 'file'}"
 
 
 def digest(text: str, digits: int = DIGITS) -> str:

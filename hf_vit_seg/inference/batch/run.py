@@ -259,7 +259,7 @@ def model_digest(name: str) -> str:
 def digest_files(path: Path) -> str:
     """Return a digest of a file, or of the files of a folder with their names."""
     digest = hashlib.sha256()
-    files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
+    files = sorted(path_below for path_below in path.iterdir() if path_below.is_file()) if path.is_dir() else [path]
     for file in files:
         digest.update(file.name.encode() + b"\0")
         with file.open("rb") as stream:
@@ -329,11 +329,11 @@ def clean_up(manifest: Manifest, run: BatchRun) -> None:
 
 def summarize_run(manifest: Manifest, statuses: Sequence[ShardStatus]) -> RunSummary:
     """Summarize a run, and write the table of errors of all shards that are finished, and of `statuses`."""
-    known = {index: status for index in range(manifest.shards) if (status := read_status(manifest, index))}
-    every = known | {status.index: status for status in statuses}
-    failures = tuple(each for index in sorted(every) for each in every[index].failures)
+    statuses_by_index = {index: status for index in range(manifest.shards) if (status := read_status(manifest, index))}
+    every = statuses_by_index | {status.index: status for status in statuses}
+    failures = tuple(failure for index in sorted(every) for failure in every[index].failures)
     write_errors(manifest.storage, failures)
-    finished = sum(status.images for status in known.values())
+    finished = sum(status.images for status in statuses_by_index.values())
     return RunSummary(
         manifest.images,
         finished,
@@ -352,7 +352,7 @@ def write_errors(storage: Storage, failures: Sequence[Failure]) -> None:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("image", "kind", "reason"))
-    rows.writerows((each.image, each.kind, each.reason) for each in failures)
+    rows.writerows((failure.image, failure.kind, failure.reason) for failure in failures)
     storage.write_text(ERRORS, text.getvalue())
 
 

@@ -66,7 +66,7 @@ class ShardStatus:
     @property
     def complete(self) -> bool:
         """Whether every image has results or a permanent failure."""
-        return not any(each.lost for each in self.failures)
+        return not any(failure.lost for failure in self.failures)
 
 
 def status_name(index: int) -> str:
@@ -82,7 +82,7 @@ def read_status(manifest: Manifest, index: int) -> ShardStatus | None:
     fields = json.loads(content)
     if fields.pop("run") != manifest.fingerprint:
         return None
-    return ShardStatus(**fields | {"failures": tuple(Failure(**each) for each in fields["failures"])})
+    return ShardStatus(**fields | {"failures": tuple(Failure(**failure) for failure in fields["failures"])})
 
 
 def write_status(manifest: Manifest, status: ShardStatus) -> None:

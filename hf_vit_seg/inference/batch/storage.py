@@ -113,14 +113,14 @@ class Storage:
 
     def names(self, folder: str = "") -> list[str]:
         """Return the names of the files and folders in a folder, sorted, without hidden ones. Raises StorageError."""
-        place = self.path(folder)
+        path = self.path(folder)
         try:
             with self.read_errors(folder):
                 if self.folder is not None:
-                    names = os.listdir(place)
+                    names = os.listdir(path)
                 else:
                     self.remote[0].invalidate_cache()
-                    names = [PurePosixPath(each).name for each in self.remote[0].ls(place, detail=False)]
+                    names = [PurePosixPath(entry).name for entry in self.remote[0].ls(path, detail=False)]
         except FileNotFoundError:
             return []
         return sorted(name for name in names if not name.startswith("."))

@@ -158,7 +158,7 @@ def object_report(
         "device": str(segmenter.device),
         "dtype": str(segmenter.model.dtype).removeprefix("torch."),
         **polygon_facts(coordinates, options),
-        "objects": sum(each.label not in segments.stuff for each in segments.objects),
+        "objects": sum(found_object.label not in segments.stuff for found_object in segments.objects),
         "classes": class_rows(segments),
     }
 
@@ -167,9 +167,9 @@ def class_rows(segments: FoundSegments) -> list[dict[str, Any]]:
     """Return the number of objects of each class that occurs, the most frequent first; stuff has one segment."""
     rows: list[Mapping[str, Any]] = []
     areas: dict[str, int] = {}
-    for each in segments.objects:
-        name = segments.names[each.label]
-        areas[name] = areas.get(name, 0) + each.area
+    for found_object in segments.objects:
+        name = segments.names[found_object.label]
+        areas[name] = areas.get(name, 0) + found_object.area
     for name, count in segments.counts().items():
         share = areas[name] / (segments.size[0] * segments.size[1])
         index = segments.names.index(name)

@@ -123,7 +123,7 @@ class PredictOptions:
             GEOJSON: self.geojson,
             COCO: self.coco,
         }
-        return tuple(suffix for suffix, wanted in requested.items() if wanted)
+        return tuple(suffix for suffix, is_requested in requested.items() if is_requested)
 
     def uses_pixels(self, coordinates: MapCoordinates | None) -> bool:
         """Return whether polygons have pixel coordinates for lack of a known CRS."""

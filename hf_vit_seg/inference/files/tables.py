@@ -80,12 +80,12 @@ def write_keypoints(reports: Sequence[dict[str, Any]], out: Path, keep: bool) ->
     """
     new = {report["image"] for report in reports}
     old = read_table(out / KEYPOINTS_JSON) if keep else []
-    known = {entry.get("file_name"): entry.get("image_id") for entry in old}
-    known |= {report["image"]: report["image_id"] for report in reports if report["image_id"] is not None}
-    numbers = (number for number in count(1) if number not in set(known.values()))
+    image_ids = {entry.get("file_name"): entry.get("image_id") for entry in old}
+    image_ids |= {report["image"]: report["image_id"] for report in reports if report["image_id"] is not None}
+    numbers = (number for number in count(1) if number not in set(image_ids.values()))
     entries = [entry for entry in old if entry.get("file_name") not in new]
     for report in reports:
-        image_id = known.get(report["image"])
+        image_id = image_ids.get(report["image"])
         image_id = next(numbers) if image_id is None else image_id
         for person in report["persons"]:
             entries.append(

@@ -155,8 +155,8 @@ class TiledLogits:
             crops = [self.crop(slice(top, top + height), slice(left, left + width)) for top, left in batch]
             logits = self.model(torch.cat(crops))
             self.device = logits.device
-            for corner, each in zip(batch, logits.split(1), strict=True):
-                self.store.put(corner, compact(each).pixels[0])
+            for corner, tile_logits in zip(batch, logits.split(1), strict=True):
+                self.store.put(corner, compact(tile_logits).pixels[0])
         return TileLogits(self, tile, corners)
 
     def windows_in(self, tile: Tile) -> list[Corner]:

@@ -200,8 +200,8 @@ class VideoWriter:
 
     def encoder(self, width: int, height: int) -> Any:
         """Return a stream for frames of this size."""
-        known = self.av.codecs_available
-        name, options, finest = next(row for row in CODECS if row[0] in known)
+        codecs = self.av.codecs_available
+        name, options, finest = next(row for row in CODECS if row[0] in codecs)
         out = self.container.add_stream(name, rate=self.video.rate, options=dict(options))
         out.width, out.height, out.pix_fmt = width, height, "yuv420p"
         base = self.video.time_base

@@ -32,19 +32,21 @@ class ObjectColors:
         self.used += len(fresh)
         self.last = (segments, numbers)
         colors = object_colors(self.used)[numbers]
-        for index, each in enumerate(segments.objects):
-            if each.label in segments.stuff:
-                colors[index] = segments.palette[each.label]
+        for index, found_object in enumerate(segments.objects):
+            if found_object.label in segments.stuff:
+                colors[index] = segments.palette[found_object.label]
         return colors
 
     @staticmethod
     def pairs(last: FoundSegments, segments: FoundSegments) -> list[tuple[int, int]]:
         """Match objects of a frame with objects of the last frame that have the same color, as pairs of indices."""
-        maps = [each.instance_map().astype(np.int64) for each in (segments, last)]
+        maps = [frame.instance_map().astype(np.int64) for frame in (segments, last)]
         both = (maps[0] > 0) & (maps[1] > 0)
         codes, counts = np.unique(maps[0][both] * (len(last.objects) + 1) + maps[1][both], return_counts=True)
         own, other = codes // (len(last.objects) + 1) - 1, codes % (len(last.objects) + 1) - 1
-        areas = [np.array([each.area for each in frame.objects], np.int64) for frame in (segments, last)]
+        areas = [
+            np.array([found_object.area for found_object in frame.objects], np.int64) for frame in (segments, last)
+        ]
         iou = counts / np.maximum(areas[0][own] + areas[1][other] - counts, 1) if len(codes) else counts
         pairs: list[tuple[int, int]] = []
         taken: tuple[set[int], set[int]] = (set(), set())

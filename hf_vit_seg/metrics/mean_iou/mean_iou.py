@@ -94,6 +94,6 @@ def class_table(counts: torch.Tensor, rows: torch.Tensor, classes: int, ignored:
                 f"{title} contain {', '.join(map(str, values[:5].tolist()))}, expected 0 .. {classes - 1} for "
                 f"num_labels={classes}, or {ignored} for ignored references"
             )
-    known = (rows >= 0) & (rows < classes)
-    table = counts.new_zeros(classes, counts.shape[1]).index_add_(0, rows[known], counts[known])
+    has_label = (rows >= 0) & (rows < classes)
+    table = counts.new_zeros(classes, counts.shape[1]).index_add_(0, rows[has_label], counts[has_label])
     return torch.nn.functional.pad(table, (0, max(0, classes - table.shape[1])))[:, :classes]

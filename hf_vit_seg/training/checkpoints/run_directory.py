@@ -132,18 +132,18 @@ def lineage(recipe: Recipe) -> Provenance:
     """Return the provenance of a run's weights: license and base of the initial model, and the run's dataset."""
     start = recipe.model.from_pretrained
     train = SOURCES.read_kind(recipe.data.train, "data.train")
-    known = Provenance() if start is None else initial_provenance(start)
-    return known.model_copy(update={"datasets": tuple(filter(None, [train.hub_id()]))})
+    provenance = Provenance() if start is None else initial_provenance(start)
+    return provenance.model_copy(update={"datasets": tuple(filter(None, [train.hub_id()]))})
 
 
 def initial_provenance(start: str) -> Provenance:
     """Return the provenance of an initial model; without a license in its card, that of its format's source."""
     if is_url(start) or Path(start).is_file():
         return pretrained_provenance(start)
-    known = find_provenance(start)
-    if known.license is not None:
-        return known
-    return pretrained_provenance(start).model_copy(update={"base_model": known.base_model})
+    provenance = find_provenance(start)
+    if provenance.license is not None:
+        return provenance
+    return pretrained_provenance(start).model_copy(update={"base_model": provenance.base_model})
 
 
 def write_model_directory(

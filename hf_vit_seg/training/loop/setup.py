@@ -123,8 +123,8 @@ class TrainingComponents:
 
     def draws(self, step: int) -> list[Draw]:
         """Return the draws of a step (from 1) on all processes."""
-        each, length = self.samples_per_step, len(self.data.train)
-        sampler = StreamSampler(length, self.recipe.seed, each, (step - 1) * each, step * each, self.data.weights)
+        size, length = self.samples_per_step, len(self.data.train)
+        sampler = StreamSampler(length, self.recipe.seed, size, (step - 1) * size, step * size, self.data.weights)
         return list(sampler.draws())
 
 
@@ -310,7 +310,7 @@ def check_data(recipe: Recipe, data: Data, facts: Path) -> CheckedData:
     for split, whole in data.evaluation_splits.items():
         if whole is not None:
             part, places = report.splits[split], indices.get(split, whole.indices)
-            extremes[split] = [places.index(part.dataset.indices[place]) for place in extreme_samples(part.facts)]
+            extremes[split] = [places.index(part.dataset.indices[index]) for index in extreme_samples(part.facts)]
     skipped = [sample for part in report.splits.values() for sample in part.skipped_samples]
     weights = sample_weights(recipe, report.splits["train"])
     return CheckedData(report.class_counts("train"), report.warnings, extremes, indices, skipped, weights)

@@ -137,14 +137,18 @@ def new_model(
 
 def find_architecture(recipe: Recipe) -> Architecture:
     """Look up the recipe's architecture; RecordError if it is unknown or has no model for the task."""
-    known, name = architectures(), recipe.model.architecture or ""
-    if name not in known:
-        hint = nearest(name, sorted(known))
+    registered, name = architectures(), recipe.model.architecture or ""
+    if name not in registered:
+        hint = nearest(name, sorted(registered))
         raise RecordError(f"model.architecture: unknown architecture '{name}'; {hint}")
-    if AUTO_CLASSES[recipe.task] not in known[name].models:
-        able = [each.name for each in known.values() if AUTO_CLASSES[recipe.task] in each.models]
+    if AUTO_CLASSES[recipe.task] not in registered[name].models:
+        able = [
+            architecture.name
+            for architecture in registered.values()
+            if AUTO_CLASSES[recipe.task] in architecture.models
+        ]
         raise RecordError(f"model.architecture: {name} has no model for {recipe.task}; choose from {', '.join(able)}")
-    return known[name]
+    return registered[name]
 
 
 def load_pretrained_model(
@@ -234,10 +238,10 @@ def has_head(config: PreTrainedConfig, name: Any) -> bool:
 
 def unknown_head(config: PreTrainedConfig, name: Any) -> str:
     """Format the message for a head that an architecture without a choice of pixel heads does not have."""
-    choices = [each.name for each in architectures().values() if has_choice(each.config)]
-    known = [OWN_HEAD, *OBJECT_HEADS] if hasattr(config, "decode_head") else [OWN_HEAD]
+    choices = [architecture.name for architecture in architectures().values() if has_choice(architecture.config)]
+    names = [OWN_HEAD, *OBJECT_HEADS] if hasattr(config, "decode_head") else [OWN_HEAD]
     return (
-        f"model.fields.decode_head: {config.model_type} has no head '{name}'; {nearest(str(name), known, 'heads')}; "
+        f"model.fields.decode_head: {config.model_type} has no head '{name}'; {nearest(str(name), names, 'heads')}; "
         f"the architectures with a choice of heads are {', '.join(choices)}"
     )
 
@@ -278,9 +282,11 @@ def merge_field(config: PreTrainedConfig, name: str, value: Any) -> Any:
     inner = getattr(config, name)
     if not (isinstance(inner, PreTrainedConfig) and isinstance(value, dict)) or "model_type" in value:
         return value
-    known = {field.name for field in fields(type(inner))}
-    for nested in value.keys() - known:
-        raise RecordError(unknown_setting(f"model.fields.{name}.{nested}", nested, sorted(known), RENAMED_FIELDS))
+    config_fields = {field.name for field in fields(type(inner))}
+    for nested in value.keys() - config_fields:
+        raise RecordError(
+            unknown_setting(f"model.fields.{name}.{nested}", nested, sorted(config_fields), RENAMED_FIELDS)
+        )
     return {**inner.to_dict(), **value}
 
 

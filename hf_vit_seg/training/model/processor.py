@@ -53,11 +53,11 @@ def build_processor(
     )
     if recipe.model.architecture is not None:
         processor = convert_processor(processor, recipe.model.architecture, recipe.task)
-    known = set(type(processor).valid_kwargs.__annotations__)
-    for name in fields.keys() - known:
-        raise RecordError(unknown_setting(f"processor.{name}", name, sorted(known)))
+    options = set(type(processor).valid_kwargs.__annotations__)
+    for name in fields.keys() - options:
+        raise RecordError(unknown_setting(f"processor.{name}", name, sorted(options)))
     settled = {"do_reduce_labels": False, "palette": palette and [list(color) for color in palette]}
-    fields |= {name: value for name, value in settled.items() if name in known}
+    fields |= {name: value for name, value in settled.items() if name in options}
     processor = type(processor)(**(processor_fields(processor) | fields))
     check_channels(processor, channels)
     check_divisors(processor)

@@ -28,13 +28,13 @@ def class_names(config: PreTrainedConfig) -> tuple[str, ...]:
 def channel_configs(config: PreTrainedConfig) -> list[PreTrainedConfig]:
     """Return the config and its nested configs that have `num_channels`."""
     inner = [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
-    return [each for each in [config, *inner] if hasattr(each, CHANNELS)]
+    return [inner_config for inner_config in [config, *inner] if hasattr(inner_config, CHANNELS)]
 
 
 def set_channels(config: PreTrainedConfig, channels: int) -> None:
     """Set the number of image channels, also in nested configs."""
-    for each in channel_configs(config):
-        setattr(each, CHANNELS, channels)
+    for part in channel_configs(config):
+        setattr(part, CHANNELS, channels)
 
 
 def tensor_shapes(config: PreTrainedConfig, auto_class: str) -> dict[str, torch.Size]:
@@ -65,6 +65,6 @@ def class_axes(config: PreTrainedConfig, auto_class: str) -> dict[str, int]:
 def channel_axes(config: PreTrainedConfig, auto_class: str) -> dict[str, int]:
     """Return {name: axis} for tensors with a slice per image channel."""
     larger = copy.deepcopy(config)
-    for each in channel_configs(larger):
-        setattr(each, CHANNELS, getattr(each, CHANNELS) + 1)
+    for part in channel_configs(larger):
+        setattr(part, CHANNELS, getattr(part, CHANNELS) + 1)
     return differing_axes(tensor_shapes(config, auto_class), tensor_shapes(larger, auto_class))

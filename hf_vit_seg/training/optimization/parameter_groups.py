@@ -53,7 +53,7 @@ MATRICES = r"(^|[._])weight$"
 
 def group_rows(recipe: OptimizerRecipe) -> list[GroupRow]:
     """Return the recipe's rows, the rows without weight decay, and the row of matrices and kernels."""
-    own = [read_record(GroupRow, row, f"optimizer.groups.{place}") for place, row in enumerate(recipe.groups)]
+    own = [read_record(GroupRow, row, f"optimizer.groups.{index}") for index, row in enumerate(recipe.groups)]
     return [*own, *NO_DECAY, GroupRow(match=MATRICES, weight_decay=recipe.weight_decay)]
 
 

@@ -29,10 +29,10 @@ SMALLER_IS_BETTER = frozenset({"calibration_error", "maximum_calibration_error",
 def metric_name(recipe: Recipe) -> str:
     """Return the metric that compares models; RecordError if the recipe's evaluations do not compute it."""
     computed = MULTI_LABEL_METRICS if recipe.data.multi_label else METRICS[recipe.task]
-    known = [name for name in computed if name != "mean_boundary_iou" or recipe.evaluation.boundary_iou]
-    name = recipe.evaluation.metric or known[0]
-    if name not in known:
-        raise RecordError(f"evaluation.metric: unknown metric '{name}' for this recipe; {nearest(name, known)}")
+    names = [name for name in computed if name != "mean_boundary_iou" or recipe.evaluation.boundary_iou]
+    name = recipe.evaluation.metric or names[0]
+    if name not in names:
+        raise RecordError(f"evaluation.metric: unknown metric '{name}' for this recipe; {nearest(name, names)}")
     return name
 
 

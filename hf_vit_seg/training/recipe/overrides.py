@@ -38,10 +38,10 @@ def override_setting(settings: Any, names: Sequence[str], value: Any, location: 
             raise RecordError(f"{here} cannot be set: {location} is '{next(iter(settings))}'")
     if settings is not None and not isinstance(settings, Mapping):
         raise RecordError(f"{here} cannot be set: {location} is {shorten(settings)}")
-    known = settings or {}
+    parents = settings or {}
     if location == "loss" and not rest and value is None:
-        return remove_term(known, name)
-    return {**known, name: override_setting(known.get(name), rest, value, here)}
+        return remove_term(parents, name)
+    return {**parents, name: override_setting(parents.get(name), rest, value, here)}
 
 
 def remove_term(losses: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -283,9 +283,9 @@ def read_report(path: Path) -> MetricsReport:
         for column in [key for key in (classes[0] if classes else {}) if key not in ("name", unit)]:
             scores[PER_CLASS + column] = np.array([number(row[column]) for row in classes])
         confusion, reliability = parts.pop("confusion_matrix"), parts.pop("reliability")
-        known = {key: parts.pop(key) for key in ("task", "split", "step", "images", "protocol", "metric")}
+        fields = {key: parts.pop(key) for key in ("task", "split", "step", "images", "protocol", "metric")}
         return MetricsReport(
-            **known,
+            **fields,
             dataset=parts.pop("dataset", None),
             dataset_split=parts.pop("dataset_split", None),
             scores=scores,

@@ -47,12 +47,12 @@ def start_trackers(
     )
 
 
-def flatten_settings(settings: Mapping[str, Any], place: str = "") -> dict[str, str | float | int | bool]:
+def flatten_settings(settings: Mapping[str, Any], location: str = "") -> dict[str, str | float | int | bool]:
     """Flatten nested settings to dotted names; values that trackers do not support become strings."""
     flat: dict[str, str | float | int | bool] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
-            flat |= flatten_settings(value, f"{place}{name}.")
+            flat |= flatten_settings(value, f"{location}{name}.")
         else:
-            flat[f"{place}{name}"] = value if isinstance(value, str | float | int | bool) else str(value)
+            flat[f"{location}{name}"] = value if isinstance(value, str | float | int | bool) else str(value)
     return flat
