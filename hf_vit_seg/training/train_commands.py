@@ -13,8 +13,9 @@ from shlex import quote
 
 from transformers.utils import logging as transformers_logging
 
+from hf_vit_seg.data.images.files import ImageFileError
 from hf_vit_seg.error_reporting import REFUSED, STOPPED, print_result, report_error
-from hf_vit_seg.errors import WriteError
+from hf_vit_seg.errors import OutOfMemory, WriteError
 from hf_vit_seg.training.checkpoints.main_process import PreparationError
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, RunDirectoryError, run_directory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints
@@ -22,6 +23,7 @@ from hf_vit_seg.training.loop.trainer import RunStatus, train
 from hf_vit_seg.training.recipe.location import RecipeFileError
 from hf_vit_seg.training.recipe.paths import describe_data
 from hf_vit_seg.training.recipe.schema import Recipe
+from hf_vit_seg.training.reports.memory_advice import WorkerKilledError
 from hf_vit_seg.training.reports.metrics_report import describe_unlabeled, report_content, report_view
 
 from .evaluate_saved import evaluate_model, recipe_of_model
@@ -32,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 # Raised on all processes; only the main one prints them.
 SAME_ON_ALL = (RecipeFileError, RunDirectoryError, CheckpointError, PreparationError)
+
+# Raised in the middle of a run, which can be resumed.
+INTERRUPTING = (WriteError, WorkerKilledError, OutOfMemory, ImageFileError)
 
 
 def train_command(recipe: str, settings: Sequence[str], out: Path | None, resume: bool, overwrite: bool) -> int:
@@ -45,8 +50,9 @@ def train_command(recipe: str, settings: Sequence[str], out: Path | None, resume
         except KeyboardInterrupt:
             print_on_main(f"stopped immediately; {describe_progress(directory)}")
             return STOPPED
-        except WriteError:
-            print_on_main(describe_progress(directory))
+        except INTERRUPTING as error:
+            if isinstance(error, WriteError) or checkpoints(directory.checkpoints):
+                print_on_main(describe_progress(directory))
             raise
         if ending is RunStatus.interrupted:
             print_on_main(f"stopped after a step and saved a checkpoint; resume with\n  {resume_command(directory)}")

@@ -15,13 +15,21 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from hf_vit_seg.atomic_io import write_text
 
-from . import checkpoints, hub, images, kills, soak
+from . import checkpoints, demo, faults, guided, hub, images, kills, soak
 from .licenses import NOTICE, notice
 from .record import section, table_of, write_section
 from .sandbox import Outcomes, run_cases
 
 MODULES: dict[str, ModuleType] = {"checkpoints": checkpoints, "images": images}
-WHOLE: dict[str, ModuleType] = {"hub": hub, "kills": kills, "soak": soak}  # without cases that are repeated one by one
+# Commands whose cases cannot be repeated one by one.
+WHOLE: dict[str, ModuleType] = {
+    "demo": demo,
+    "faults": faults,
+    "guided": guided,
+    "hub": hub,
+    "kills": kills,
+    "soak": soak,
+}
 CASES = {"checkpoints": 20_000, "images": 5_000}
 SHOWN = 40
 
@@ -48,26 +56,27 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case, to repeat one")
     parser.add_argument("--dry-run", action="store_true", help="do not write docs/reliability.md")
-    given = parser.parse_args()
-    if given.name == "licenses":
+    arguments = parser.parse_args()
+    if arguments.name == "licenses":
         write_text(NOTICE, notice())
         return 0
-    if given.name in WHOLE:
-        own = WHOLE[given.name]
+    if arguments.name in WHOLE:
+        module = WHOLE[arguments.name]
+        options = {"kills": arguments.cases} if arguments.name == "kills" and arguments.cases else {}
         with TemporaryDirectory() as folder:
-            found = own.run(Path(folder), **({"kills": given.cases} if given.name == "kills" and given.cases else {}))
-        print(own.section(found))
-        if not given.dry_run:
-            write_section(given.name, own.TITLE, own.section(found))
-        return int(any(each.failed for each in found))
-    module = MODULES[given.name]
-    outcomes = run(given.name, given.cases or CASES[given.name], given.seed, given.first)
+            results = module.run(Path(folder), **options)
+        print(module.section(results))
+        if not arguments.dry_run:
+            write_section(arguments.name, module.TITLE, module.section(results))
+        return int(any(result.failed for result in results))
+    module = MODULES[arguments.name]
+    outcomes = run(arguments.name, arguments.cases or CASES[arguments.name], arguments.seed, arguments.first)
     print(table_of(outcomes))
     for failure in outcomes.failures[:SHOWN]:
         print(json.dumps(failure))
-    if not given.dry_run:
-        text = section(given.name, module.ABOUT, outcomes, given.seed, module.FIXED)
-        write_section(given.name, module.TITLE, text)
+    if not arguments.dry_run:
+        text = section(arguments.name, module.ABOUT, outcomes, arguments.seed, module.FIXED)
+        write_section(arguments.name, module.TITLE, text)
     return int(bool(outcomes.failures))
 
 

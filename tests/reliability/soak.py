@@ -5,12 +5,13 @@ when caches and pools are filled, is compared with that at the end.
 """
 
 import json
+import os
 import random
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +90,12 @@ def observe(name: str, count: int, process: psutil.Process, is_running: Callable
 
 
 @contextmanager
-def started(command: list[str], is_ready: Callable[[], bool]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a Python command, and wait until it is ready."""
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
+def started(
+    command: list[str], is_ready: Callable[[], bool], environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a Python command, with additional environment variables, and wait until it is ready."""
+    variables = os.environ | dict(environment or {})
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, env=variables)
     try:
         end = time.monotonic() + PATIENCE
         while not is_ready():
@@ -128,10 +132,7 @@ def finished(name: str, count: int, process: subprocess.Popen[bytes]) -> LongRun
 
 
 def observe_demo(folder: Path, count: int) -> LongRun:
-    with socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    draw, photos = random.Random(0), []
+    port, draw, photos = unused_port(), random.Random(0), []
     for number in range(20):
         photos.append(folder / f"{number}.png")
         Image.effect_noise((draw.randint(*SIDES), draw.randint(*SIDES)), 60).convert("RGB").save(photos[-1])
@@ -149,6 +150,13 @@ def observe_demo(folder: Path, count: int) -> LongRun:
             return True
 
         return observe("requests to the demo", count, psutil.Process(process.pid), send_next)
+
+
+def unused_port() -> int:
+    """Return a port of this machine that no process uses."""
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def is_open(port: int) -> bool:

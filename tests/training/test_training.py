@@ -523,6 +523,35 @@ def test_full_disk_is_reported(recipe, tmp_path, limit, overrides, what):
     assert run(recipe, out, *overrides, resume=True) is RunStatus.finished
 
 
+# The worker is killed with the third batch, as when memory runs out.
+KILLED_WORKER = """
+import os, signal, sys
+from pathlib import Path
+from hf_vit_seg.data.collation import Collator
+from hf_vit_seg.training.train_commands import train_command
+from torch.utils.data import get_worker_info
+collate, batches = Collator.__call__, []
+def killing(self, samples):
+    batches.append(samples)
+    if get_worker_info() is not None and len(batches) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return collate(self, samples)
+Collator.__call__ = killing
+recipe, out, *settings = sys.argv[1:]
+sys.exit(train_command(recipe, settings, Path(out), False, False))
+"""
+
+
+def test_killed_worker_is_reported_and_the_run_is_resumed(recipe, tmp_path):
+    (tmp_path / "killing.py").write_text(KILLED_WORKER)
+    out, settings = tmp_path / "run", ["loop.steps=4", "loop.checkpoint_every=1", "data.workers=1"]
+    output = finish(start([str(recipe), str(out), *settings], script=str(tmp_path / "killing.py")), expected=2)
+    assert "data.workers" in output and "Traceback" not in output
+    run(recipe, out, *settings, resume=True)
+    run(recipe, tmp_path / "whole", *settings)
+    assert difference(out / "last", tmp_path / "whole" / "last") == 0
+
+
 def test_worker_errors_are_reported_without_traceback():
     error = HfVitSegError(
         "Caught ImageFileError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
