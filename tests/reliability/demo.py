@@ -49,6 +49,8 @@ PATIENCE = 240.0  # seconds that a visitor waits for an answer: the model segmen
 SIDES = (48, 256)
 PHOTOS = 60
 SECRET = f"secret{secrets.token_hex(8)}"  # an environment variable of the server
+REPOSITORY = Path(__file__).parents[2]
+FOREIGN_FILE = REPOSITORY / "pyproject.toml"
 BOUNDARY = "visitor"
 QUEUE_FULL = 503  # the status of a call when too many visitors wait
 
@@ -242,7 +244,6 @@ def attempts(server: Server, folder: Path, trap: int) -> dict[str, Callable[[], 
 
     `folder` is the server's folder for temporary files, and `trap` a port that must not be connected to.
     """
-    repository = Path(__file__).parents[2]
     api = "/gradio_api"
     paths = {
         f"{prefix}{target}": f"{prefix}{target}"
@@ -250,7 +251,7 @@ def attempts(server: Server, folder: Path, trap: int) -> dict[str, Callable[[], 
         for target in ("/etc/passwd", "/proc/self/environ", "..%2F..%2Fetc%2Fpasswd", "../../../../etc/passwd")
     }
     paths |= {
-        "file of the repository": f"{api}/file={repository / 'pyproject.toml'}",
+        "file of the repository": f"{api}/file={FOREIGN_FILE}",
         "folder of uploads": f"{api}/file={folder}",
         "/static/..%2F..%2Fetc%2Fpasswd": "/static/..%2F..%2Fetc%2Fpasswd",
         "/assets/..%2F..%2Fetc%2Fpasswd": "/assets/..%2F..%2Fetc%2Fpasswd",
@@ -317,7 +318,8 @@ def intrude(requests: dict[str, Callable[[], tuple[int | str, bytes]]], tally: T
     status, content = requests[name]()
     tally.count("attempts")
     tally.answer(name, str(status))
-    revealing = (b"root:", SECRET.encode(), os.fspath(Path(__file__).parents[2]).encode(), sys.prefix.encode())
+    content = content.replace(os.fsencode(FOREIGN_FILE), b"")  # a refusal names the file that was asked for
+    revealing = (b"root:", SECRET.encode(), os.fsencode(REPOSITORY), sys.prefix.encode())
     for text in revealing:
         if text in content:
             tally.fail(f"{name}: the answer has {text!r}")

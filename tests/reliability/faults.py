@@ -4,6 +4,7 @@ Each training stops as documented, or goes on. After the fault is mended, the sa
 weights of a training without a fault.
 """
 
+import re
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ FIXED = (
     "DistributedDataParallel, which holds the GIL while it waits for a thread that needs it. The model is now freed "
     "before.",
 )
+MESSAGE = re.compile(r"hf-vit-seg(?: \(process \d+\))?: ")
 STEPS = 60
 PATIENCE = 240.0  # seconds until a command must have ended
 STARTED = 3  # steps before a fault
@@ -103,7 +105,7 @@ class Trainings:
         problems = ["a traceback was shown"] if "Traceback" in output and 70 not in codes else []
         problems += [f"{path} is not whole" for path in out.glob("checkpoints/step-*") if not is_whole(path)]
         lines = [line.strip() for line in output.splitlines() if line.strip()]
-        message = next((line for line in lines if line.startswith("hf-vit-seg")), "")
+        message = next((line for line in lines if MESSAGE.match(line)), "")
         message = message.replace(str(self.folder), "FOLDER")[:300]
         return Fault(name, tuple(codes), process.returncode, seconds, message, tuple(problems))
 
