@@ -19,11 +19,11 @@ from hf_vit_seg.errors import OutOfMemory, WriteError
 from hf_vit_seg.training.checkpoints.main_process import PreparationError
 from hf_vit_seg.training.checkpoints.run_directory import RunDirectory, RunDirectoryError, run_directory
 from hf_vit_seg.training.checkpoints.state import CheckpointError, checkpoints
+from hf_vit_seg.training.loop.process_errors import KilledProcessError
 from hf_vit_seg.training.loop.trainer import RunStatus, train
 from hf_vit_seg.training.recipe.location import RecipeFileError
 from hf_vit_seg.training.recipe.paths import describe_data
 from hf_vit_seg.training.recipe.schema import Recipe
-from hf_vit_seg.training.reports.memory_advice import WorkerKilledError
 from hf_vit_seg.training.reports.metrics_report import describe_unlabeled, report_content, report_view
 
 from .evaluate_saved import evaluate_model, recipe_of_model
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 SAME_ON_ALL = (RecipeFileError, RunDirectoryError, CheckpointError, PreparationError)
 
 # Raised in the middle of a run, which can be resumed.
-INTERRUPTING = (WriteError, WorkerKilledError, OutOfMemory, ImageFileError)
+INTERRUPTING = (WriteError, KilledProcessError, OutOfMemory, ImageFileError)
 
 
 def train_command(recipe: str, settings: Sequence[str], out: Path | None, resume: bool, overwrite: bool) -> int:

@@ -45,7 +45,7 @@ RUNNING = {
     "one_step", "predict_video", "predict_tiled", "segment", "segmenter", "step", "take_step", "totals", "train_locked",
 }  # fmt: skip
 # Conversions around such calls that select one case by its message and re-raise everything else.
-GUARDS = {"is_killed_worker", "is_out_of_memory", "is_single_value_error"}
+GUARDS = {"is_killed_worker", "is_lost_process", "is_out_of_memory", "is_single_value_error"}
 
 
 def classes() -> dict[str, list[str]]:

@@ -42,6 +42,7 @@ from hf_vit_seg.training.evaluate_saved import evaluate_model
 from hf_vit_seg.training.loop import optimizer_step
 from hf_vit_seg.training.loop import setup as preparation
 from hf_vit_seg.training.loop import trainer as run_module
+from hf_vit_seg.training.loop.process_errors import KilledProcessError, is_killed_worker, is_lost_process
 from hf_vit_seg.training.loop.trainer import RunStatus, TrainingError
 from hf_vit_seg.training.recipe.metric_names import METRICS
 from hf_vit_seg.training.recipe_loading import load_recipe
@@ -550,6 +551,33 @@ def test_killed_worker_is_reported_and_the_run_is_resumed(recipe, tmp_path):
     run(recipe, out, *settings, resume=True)
     run(recipe, tmp_path / "whole", *settings)
     assert difference(out / "last", tmp_path / "whole" / "last") == 0
+
+
+def test_lost_process_is_not_a_bug(recipe, tmp_path, monkeypatch):
+    def take(self, step, window, request):
+        raise RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
+
+    monkeypatch.setattr(optimizer_step.OptimizerStep, "take", take)
+    with pytest.raises(KilledProcessError, match="another process"):
+        run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "error.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("message", "worker", "process"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", True, False),
+        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", True, False),
+        ("DataLoader worker (pid 7) is killed by signal: Segmentation fault. ", False, False),
+        ("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1", False, True),
+        ("ncclRemoteError: A call failed possibly due to a remote process exiting prematurely.", False, True),
+        ("mat1 and mat2 shapes cannot be multiplied", False, False),
+    ],
+)
+def test_errors_of_killed_processes_are_recognized(message, worker, process):
+    error = RuntimeError(message)
+    assert is_killed_worker(error) == worker and is_lost_process(error) == process
+    assert not is_killed_worker(ValueError(message)) and not is_lost_process(ValueError(message))
 
 
 def test_worker_errors_are_reported_without_traceback():

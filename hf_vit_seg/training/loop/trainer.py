@@ -41,7 +41,6 @@ from hf_vit_seg.training.figures.evaluation_samples import write_extreme_samples
 from hf_vit_seg.training.optimization.gathered_weights import SHARDING, gathered_model, share_buffers
 from hf_vit_seg.training.optimization.schedules import set_rates
 from hf_vit_seg.training.recipe.schema import Recipe
-from hf_vit_seg.training.reports.memory_advice import worker_advice
 from hf_vit_seg.training.reports.metrics_report import MetricsReport, describe_never_predicted
 from hf_vit_seg.training.reports.progress import Progress
 from hf_vit_seg.training.reports.run_log import RunLog
@@ -49,6 +48,7 @@ from hf_vit_seg.training.reports.run_log import RunLog
 from .best_model import complete_best_model
 from .gradient_accumulation import windows
 from .optimizer_step import OptimizerStep, TrainingError
+from .process_errors import report_killed_processes
 from .run_outputs import RunOutputs
 from .setup import TrainingComponents, build_accelerator, prepare_training, resolve_recipe
 from .signals import GracefulStop, release_workers
@@ -99,7 +99,7 @@ class Run:
 
     def train(self) -> RunStatus:
         """Run the remaining steps, write a checkpoint, and write the last model unless the run was interrupted."""
-        with GracefulStop() as request, self.progress, worker_advice(self.recipe), release_workers():
+        with GracefulStop() as request, self.progress, report_killed_processes(self.recipe), release_workers():
             for note in self.parts.notes:
                 self.progress.log(note)
             first = self.step

@@ -1,39 +1,12 @@
-"""Convert out-of-memory errors, and the death of a loader's worker, into advice on settings."""
+"""Convert out-of-memory errors into advice on settings."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from hf_vit_seg.errors import HfVitSegError, OutOfMemory, is_out_of_memory
+from hf_vit_seg.errors import OutOfMemory, is_out_of_memory
 from hf_vit_seg.training.recipe.schema import Recipe
-
-# torch's messages for a worker that was killed, but not for one that crashed, such as by "Segmentation fault".
-KILLED_WORKER = re.compile(r"DataLoader worker \(pid\S* .+?\) (is killed by signal: Killed|exited unexpectedly$)")
-
-
-class WorkerKilledError(HfVitSegError):
-    """A process that reads images was killed."""
-
-
-def is_killed_worker(error: BaseException) -> bool:
-    """Return whether an error of torch means that a worker of a DataLoader was killed."""
-    return isinstance(error, RuntimeError) and KILLED_WORKER.search(str(error)) is not None
-
-
-@contextmanager
-def worker_advice(recipe: Recipe) -> Iterator[None]:
-    """Convert the error for a killed worker into WorkerKilledError with advice."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_killed_worker(error):
-            raise
-        raise WorkerKilledError(
-            "a process that reads images was killed, probably because memory ran out: lower data.workers (now "
-            f"{recipe.data.workers}), or use smaller images"
-        ) from error
 
 
 @contextmanager
