@@ -28,7 +28,7 @@ ABOUT = (
 )
 FIXED = (
     "A killed worker of the loader ended the training as a bug, with a traceback. It is one sentence now, with the "
-    "setting to change, the last checkpoint and the command to resume.",
+    "setting to change, the last checkpoint and the command to resume. So is the loss of another process.",
     "At the end of a training with several processes, torch 2.8 can wait forever: the process group was destroyed with "
     "DistributedDataParallel, which holds the GIL while it waits for a thread that needs it. The model is now freed "
     "before.",
@@ -102,7 +102,7 @@ class Trainings:
         """Wait for the end of a training, and look at what it left."""
         output, _ = process.communicate(timeout=PATIENCE)
         seconds = time.monotonic() - since
-        problems = ["a traceback was shown"] if "Traceback" in output and 70 not in codes else []
+        problems = ["it was reported as a bug"] if "this is a bug" in output else []
         problems += [f"{path} is not whole" for path in out.glob("checkpoints/step-*") if not is_whole(path)]
         lines = [line.strip() for line in output.splitlines() if line.strip()]
         message = next((line for line in lines if MESSAGE.match(line)), "")
@@ -148,7 +148,7 @@ def kill_process(trainings: Trainings) -> Fault:
     since = trainings.wait_for_steps(out, launcher)
     ranks = [child for child in children(psutil.Process(launcher.pid)) if child.environ().get("LOCAL_RANK") == "1"]
     ranks[0].kill()
-    fault = trainings.examine("one of two processes is killed", out, launcher, since, codes=(1, 2, 70))
+    fault = trainings.examine("one of two processes is killed", out, launcher, since, codes=(1,))
     return trainings.resume(fault, out, processes=2)
 
 

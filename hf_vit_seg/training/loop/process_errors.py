@@ -3,6 +3,9 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import walk_tb
+
+from torch.multiprocessing import reductions
 
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.training.recipe.schema import Recipe
@@ -18,7 +21,12 @@ class KilledProcessError(HfVitSegError):
 
 
 def is_killed_worker(error: BaseException) -> bool:
-    """Return whether an error of torch means that a worker of a DataLoader was killed."""
+    """Return whether an error means that a worker of a DataLoader was killed.
+
+    torch raises a RuntimeError with a message, or the connection fails by which a tensor of the worker is received.
+    """
+    if isinstance(error, OSError | EOFError):
+        return any(frame.f_code.co_filename == reductions.__file__ for frame, _ in walk_tb(error.__traceback__))
     return isinstance(error, RuntimeError) and KILLED_WORKER.search(str(error)) is not None
 
 
@@ -32,7 +40,7 @@ def report_killed_processes(recipe: Recipe) -> Iterator[None]:
     """Convert torch's errors for killed processes into KilledProcessError with advice."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, OSError, EOFError) as error:
         if not (is_killed_worker(error) or is_lost_process(error)):
             raise
         if is_lost_process(error):
