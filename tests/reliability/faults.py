@@ -22,7 +22,7 @@ from .record import bullet_list, command_text
 
 TITLE = "Trainings with faults"
 ABOUT = (
-    "Each training meets one fault while it runs, and must end with the documented exit code, without a traceback, and "
+    "Each training meets one fault while it runs, and must end with the documented exit code, not as a bug, and "
     "with a whole last checkpoint and no temporary files. Then the same command with `--resume` must give the weights "
     "of a training without a fault, bit by bit."
 )
