@@ -24,7 +24,7 @@ from tests.reliability.licenses import (
     license_of,
 )
 
-STEPS = ("lint", "types", "build", "docs", "test")
+STEPS = ("lint", "types", "build", "docs", "oldest", "test")
 WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
 ISSUE_FORMS = sorted(
     set((REPOSITORY / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))

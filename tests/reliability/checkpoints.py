@@ -5,8 +5,6 @@ import json
 import pickle
 import shutil
 import struct
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,7 +38,7 @@ FIXED: tuple[str, ...] = (
     "took all memory.",
 )
 MARKER = "CODE_WAS_RUN"
-OUT, PROGRAM = "out", "model.onnx"
+OUT = "out"
 Seeds = dict[str, tuple[str, bytes]]
 
 
@@ -61,10 +59,9 @@ class Checkpoints:
         self.seed, self.marker = seed, folder / MARKER
         self.models = {name: save_tiny_model(folder / name, name) for name in ("segformer", "vit")}
         self.files = self.valid_files(folder)
-        self.exported = export_program(self.models["segformer"], folder / "exported")
         self.attacks = attacks(self.marker)
         kinds: list[Callable[[Random], Case]] = [self.damaged_checkpoint] * 6 + [self.attack] * 2
-        self.kinds = [*kinds, self.damaged_config, self.damaged_recipe, self.damaged_directory, self.damaged_program]
+        self.kinds = [*kinds, self.damaged_config, self.damaged_recipe, self.damaged_directory]
 
     def valid_files(self, folder: Path) -> dict[str, bytes]:
         """Checkpoints of each container format."""
@@ -106,10 +103,6 @@ class Checkpoints:
         _, damaged = mutate(random, (model / "model.safetensors").read_bytes())
         size = 2 * len(damaged)
         return Case("model.safetensors", size, lambda folder: load_with(model, folder, "model.safetensors", damaged))
-
-    def damaged_program(self, random: Random) -> Case:
-        _, damaged = mutate(random, self.exported.read_bytes())
-        return Case("model.onnx", len(damaged), lambda folder: load_program(self.exported.parent, folder, damaged))
 
     def damaged_recipe(self, random: Random) -> Case:
         text = RECIPE.replace("MARKER", str(self.marker)).encode()
@@ -163,21 +156,6 @@ def load_with(model: Path, folder: Path, name: str, data: bytes) -> None:
     shutil.copytree(model, place)
     (place / name).write_bytes(data)
     Segmenter.from_pretrained(str(place))
-
-
-def export_program(model: Path, folder: Path) -> Path:
-    """Export a model to ONNX in a process of its own, and return the program's file."""
-    command = [sys.executable, "-m", "hf_vit_seg.cli", "export", str(model), "--to", "onnx", "--out", str(folder)]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder / PROGRAM
-
-
-def load_program(exported: Path, folder: Path, data: bytes) -> None:
-    """Load an exported model whose program is replaced."""
-    directory = folder / "exported"
-    shutil.copytree(exported, directory)
-    (directory / PROGRAM).write_bytes(data)
-    Segmenter.from_pretrained(str(directory / PROGRAM))
 
 
 def read_recipe(folder: Path, data: bytes) -> None:

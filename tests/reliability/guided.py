@@ -66,7 +66,8 @@ def fuzz(reader: str, contents: Sequence[bytes], folder: Path, seconds: int) -> 
     options = [f"-max_total_time={seconds}", f"-artifact_prefix={folder}/", *LIMITS]
     done = subprocess.run([*command, *options], capture_output=True, text=True, errors="replace")
     match, coverage = DONE.search(done.stderr), [int(count) for count in COVERAGE.findall(done.stderr)] or [0]
-    lines = [line for line in done.stderr.splitlines() if "Error" in line or "ERROR" in line]
+    output = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+    lines = [line for line in output if "Error" in line or "ERROR" in line]
     error = "" if done.returncode == 0 else "; ".join(lines[:3]) or f"exit code {done.returncode}"
     return GuidedRun(reader, int(match[1]) if match else 0, (coverage[0], coverage[-1]), error[:400])
 

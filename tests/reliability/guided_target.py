@@ -3,7 +3,6 @@
 Every input must be read, or refused by HfVitSegError. Another exception ends the process, and the input is kept.
 """
 
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -40,8 +39,6 @@ def main(reader: str, options: list[str]) -> None:
         with suppress(HfVitSegError):
             read(path)
 
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 1)  # libFuzzer reports on stderr
     atheris.Setup([sys.argv[0], *options], read_input)
     atheris.Fuzz()
 
