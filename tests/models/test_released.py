@@ -17,7 +17,7 @@ from hf_vit_seg import __version__, architectures
 from hf_vit_seg.errors import HfVitSegError
 from hf_vit_seg.models import layers
 from tests.released.make import BACKBONE, MODELS, RESUMED, RUN, resume
-from tests.released.outputs import ABOUT, OUTPUTS, outputs_of
+from tests.released.outputs import ABOUT, OUTPUTS, assert_close_to, outputs_of
 
 RELEASED = REPOSITORY / "tests" / "released"
 DIRECTORIES = sorted(path.parent for path in RELEASED.glob(f"*/*/{ABOUT}"))
@@ -41,9 +41,7 @@ def assert_equal_outputs(directory: Path, folder: Path) -> None:
     assert not info["missing_keys"] and not info["unexpected_keys"]
     found, expected = outputs_of(model), load_file(folder / OUTPUTS)
     assert found.keys() >= expected.keys()
-    for name, tensor in expected.items():
-        scale = float(tensor.std()) or 1.0
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4 * scale, msg=name)
+    assert_close_to(expected, found)
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES, ids=name_of)

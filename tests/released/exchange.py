@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from .outputs import ABOUT, OUTPUTS, outputs_of
+from .outputs import ABOUT, OUTPUTS, assert_close_to, outputs_of
 
 VERSIONS = f"torch {torch.__version__}, transformers {transformers.__version__}"
 PACKAGE = "hf_vit_seg"
@@ -52,11 +52,7 @@ def read(folder: Path) -> None:
         assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
         outputs, expected = outputs_of(model), load_file(directory / OUTPUTS)
         assert outputs.keys() == expected.keys(), (directory.name, sorted(outputs), sorted(expected))
-        for name, tensor in expected.items():
-            scale = float(tensor.std()) or 1.0
-            torch.testing.assert_close(
-                outputs[name], tensor, rtol=1e-4, atol=1e-4 * scale, msg=f"{directory.name}: {name}"
-            )
+        assert_close_to(expected, outputs, f"{directory.name}: ")
     assert PACKAGE not in sys.modules, f"{PACKAGE} was imported"
     print(f"{len(directories)} models read by {VERSIONS}")
 

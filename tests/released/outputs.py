@@ -1,6 +1,6 @@
 """The outputs of a tiny model for one image. This module does not import the package: see `exchange`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,3 +28,12 @@ def named_tensors(outputs: Any) -> Iterator[tuple[str, torch.Tensor]]:
         for number, tensor in enumerate(value if isinstance(value, tuple) else [value]):
             if isinstance(tensor, torch.Tensor):
                 yield (f"{name}.{number}" if isinstance(value, tuple) else name), tensor.contiguous()
+
+
+def assert_close_to(
+    expected: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], prefix: str = ""
+) -> None:
+    """Compare outputs by name, with a tolerance of 1e-4 standard deviations; `prefix` is for error messages."""
+    for name, tensor in expected.items():
+        scale = float(tensor.std()) or 1.0
+        torch.testing.assert_close(outputs[name], tensor, rtol=1e-4, atol=1e-4 * scale, msg=f"{prefix}{name}")

@@ -1,7 +1,7 @@
 """Trainings that meet a fault: a worker or process that dies, a full disk, a wrong clock, damaged data, NaN.
 
-Each training stops as documented, or goes on. After the fault is mended, the same command with `--resume` ends with the
-weights of a training without a fault.
+Each training stops or continues as documented. Once the cause is removed, the same command with `--resume` ends with
+the weights of a training without a fault.
 """
 
 import re
